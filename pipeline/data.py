@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pipeline.registry import Registry, UserError
+from pipeline.stage import OUTSIDE_KEY
 
 DATASETS: Registry = Registry("dataset")
 
@@ -76,12 +77,14 @@ class Splits:
 class Batch:
     """images float32 [B, C, H, W] (normalised, channels_last), labels int64 [B], ids int64 [B].
 
-    ids are rows of the training split (0 to N - 1), so that a memory bank can be indexed with them.
+    ids are rows of the split (0 to N - 1), so that a memory bank can be indexed with them. draw is the epoch: with the
+    id it names one augmented image of the stream, so that a teacher's answer can be stored.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +233,7 @@ class Batches:
         """Steps of a training epoch: whole batches only (one smaller batch where the split is smaller than that)."""
         return max(1, len(self.split) // self.batch_size)
 
-    def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
+    def epoch(self, seed: tuple[int, ...], epoch: int) -> Iterator[Batch]:
         """One shuffled, augmented pass."""
         order, flips, tops, lefts = self.draw(seed, epoch)
         labels = torch.from_numpy(self.split.labels)
@@ -240,7 +243,7 @@ class Batches:
             rows = order[part]
             images = self._normalise(self.crop(rows, flips[part], tops[part], lefts[part]))
             ids = torch.from_numpy(rows)
-            yield Batch(images, labels[ids].to(self.device), ids.to(self.device))
+            yield Batch(images, labels[ids].to(self.device), ids.to(self.device), epoch)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass over every example, in order, without augmentation."""
@@ -250,9 +253,9 @@ class Batches:
             labels = torch.from_numpy(np.ascontiguousarray(self.split.labels[rows]))
             yield Batch(images, labels.to(self.device), torch.from_numpy(rows).to(self.device))
 
-    def draw(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def draw(self, seed: tuple[int, ...], epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The random numbers of an epoch: order int64 [N], flips, tops and lefts int64 [N] (per position in order)."""
-        random = np.random.default_rng((seed, epoch))  # a SeedSequence hashes the pair; adding them would collide
+        random = np.random.default_rng((*seed, epoch))  # a SeedSequence hashes its parts; adding them would collide
         count, offsets = len(self.split), 2 * self.augmentation.crop_padding + 1
         return (
             random.permutation(count),
@@ -420,7 +423,7 @@ class ImageFolder:
     path: the tree. size: images are resized to size x size (0 keeps them; then all must be of one size).
     """
 
-    path: str = field(default="", metadata={"location": True})
+    path: str = field(default="", metadata=OUTSIDE_KEY)
     size: int = 32
     colour: Literal["rgb", "grey"] = "rgb"
     test_share: float = 0.2

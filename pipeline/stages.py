@@ -1,0 +1,343 @@
+"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate. Each calls plain functions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import correlation, distillation, inference, models, pruning, similarity, training
+from pipeline.data import Batches, Data, Normalisation, Splits
+from pipeline.models import NetworkInfo, Observer
+from pipeline.stage import OUTSIDE_KEY, Context, Stage
+
+EVALUATION_BATCH = 250
+PRUNING_EXAMPLES = 256
+
+
+@lru_cache(maxsize=2)
+def load_splits(data: Data, root: Path) -> Splits:
+    """One copy per process: every stage of a study reads the same arrays."""
+    return data.load(root)
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A network of the store, in eval mode on the CPU, with what belongs to it."""
+
+    network: nn.Module
+    info: NetworkInfo
+    masks: pruning.Masks
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.info.mean, self.info.std)
+
+
+def load_network(folder: Path) -> StoredNetwork:
+    """Reads a folder that Train, Prune or Recover wrote; outputs are bit-equal to those of the network that was saved."""
+    info = models.load_info(folder)
+    network = models.fresh(info)
+    if info.removed:
+        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
+    models.load_weights(folder, network)
+    path = folder / "masks.safetensors"
+    return StoredNetwork(network, info, models.load_tensors(path) if path.exists() else {})
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """A CSV with one column per key of the first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """A dense network, from random initial weights."""
+
+    data: Data
+    identity: str  # of the dataset's contents, where the options do not name them
+    network: str
+    fit: training.Fit
+    seed: int
+
+    def label(self) -> str:
+        return f"train {self.network} · seed {self.seed}"
+
+    @property
+    def dense(self) -> Train:
+        return self
+
+    def run(self, folder: Path, context: Context) -> None:
+        splits = load_splits(self.data, context.data_root)
+        normalisation = Normalisation.of(splits.train)
+        shape, classes = splits.train.input_shape, splits.train.classes
+        network = models.build(self.network, input_shape=shape, classes=len(classes), seed=self.seed)
+        info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
+        np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
+        losses = distillation.parse_losses("ce", "train.losses")
+        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0))
+        models.save(folder, network, info)
+
+
+@dataclass(frozen=True)
+class Prune(Stage):
+    """A dense network with weights removed, not trained afterwards."""
+
+    dense: Train
+    method: pruning.Method
+    sparsity: float
+    title: str = field(default="", metadata=OUTSIDE_KEY)
+
+    @property
+    def seed(self) -> int:
+        return self.dense.seed
+
+    def label(self) -> str:
+        return f"prune {self.title or self.method.name} {self.sparsity:g} · seed {self.seed}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.dense))
+        splits = load_splits(self.dense.data, context.data_root)
+        # Examples come from the training split in a drawn order: the split itself is sorted by class in some datasets.
+        rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
+        batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
+        batch = next(batches.in_order())
+        pruned = pruning.prune(
+            stored.network, self.method, self.sparsity, images=batch.images, labels=batch.labels, seed=self.seed
+        )
+        info = models.with_removed(stored.info, pruned.removed)
+        models.save(folder, pruned.network, info, pruned.masks)
+        size = pruning.measure(
+            pruned.network,
+            dense=stored.network,
+            method=self.method,
+            masks=pruned.masks,
+            example=batch.images[:1],
+        )
+        (folder / "size.json").write_text(json.dumps(size.to_json(), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class Recover(Stage):
+    """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
+
+    teachers: dense networks to learn from; the network's own dense parent where none is given.
+    """
+
+    network: Train | Prune
+    losses: tuple[distillation.Loss, ...]
+    fit: training.Fit
+    window: tuple[float, float] = (0.0, 1.0)
+    teachers: tuple[Train, ...] = ()
+    ensemble: str = "average"
+    title: str = field(default="", metadata=OUTSIDE_KEY)
+
+    @property
+    def dense(self) -> Train:
+        return self.network.dense
+
+    @property
+    def seed(self) -> int:
+        return self.network.seed
+
+    def inputs(self) -> list[Stage]:
+        return [*super().inputs(), self.dense]
+
+    def label(self) -> str:
+        origin = self.network.label().removeprefix("prune ").rpartition(" · ")[0]
+        title = self.title or " + ".join(loss.name for loss in self.losses)
+        return f"recover {title} · {'dense' if self.network is self.dense else origin} · seed {self.seed}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        splits = load_splits(self.dense.data, context.data_root)
+        masker = pruning.Masker(stored.network, stored.masks) if stored.masks else None
+        teachers = []
+        if any(loss.needs_teacher for loss in self.losses):
+            for stage in self.teachers or (self.dense,):
+                teacher = load_network(context.open(stage))
+                example = torch.zeros(2, *teacher.info.input_shape)
+                folded = pruning.fold_batchnorm(teacher.network, example).to(context.device)
+                observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
+                teachers.append(distillation.Teacher(observer))
+        _fit(
+            self,
+            folder,
+            context,
+            stored.network,
+            stored.info,
+            self.losses,
+            splits,
+            # Every arm of a seed sees the same images, so that differences between arms are the arms'.
+            stream=(self.seed, 1),
+            masker=masker,
+            objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
+        )
+        models.save(folder, stored.network, stored.info, masker.masks if masker else None)
+
+
+def _fit(
+    stage: Train | Recover,
+    folder: Path,
+    context: Context,
+    network: nn.Module,
+    info: NetworkInfo,
+    losses: tuple[distillation.Loss, ...],
+    splits: Splits,
+    *,
+    stream: tuple[int, int],
+    masker: pruning.Masker | None = None,
+    objective: dict | None = None,
+) -> None:
+    """Trains in place and writes ``history.csv``, one row per epoch."""
+    normalisation = Normalisation(info.mean, info.std)
+    fit = stage.fit
+    options = {"device": context.device}
+    train = Batches(
+        splits.train, normalisation, batch_size=fit.batch_size, augmentation=fit.augmentation, **options
+    )
+    validation = Batches(splits.validation, normalisation, batch_size=EVALUATION_BATCH, **options)
+
+    def prepare(outputs: models.Outputs, batch) -> distillation.Objective:
+        made = distillation.Objective(losses, seed=stage.seed, **(objective or {}))
+        labels = torch.from_numpy(splits.train.labels)
+        made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
+        return made
+
+    history = training.fit(
+        network,
+        info=info,
+        prepare=prepare,
+        options=fit,
+        train=train,
+        validation=validation,
+        seed=stream,
+        folder=folder,
+        masker=masker,
+        report=context.report,
+    )
+    write_rows(folder / "history.csv", history)
+
+
+@dataclass(frozen=True)
+class Predict(Stage):
+    """What a network says about every test example. No other stage touches the test split."""
+
+    network: Train | Prune | Recover
+
+    def label(self) -> str:
+        return f"predict · {self.network.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        test = load_splits(self.network.dense.data, context.data_root).test
+        batches = Batches(test, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
+        logits = inference.predict(stored.network, batches)
+        inference.save(folder, logits, test.labels, test.ids, test.classes)
+
+
+@dataclass(frozen=True)
+class Score(Stage):
+    """Per-class rates, CEV, SDE and accuracy of one method's networks, each against its own dense parent.
+
+    candidates and references go in pairs, one for each seed; the references among themselves are the floor.
+    """
+
+    references: tuple[Predict, ...]
+    candidates: tuple[Predict, ...]
+    resamples: int = 2000
+
+    def label(self) -> str:
+        origin = self.candidates[0].network.label().rpartition(" · ")[0]
+        return f"score · {origin} · {len(self.candidates)} seeds"
+
+    def run(self, folder: Path, context: Context) -> None:
+        from pipeline import bias
+
+        def read(stage: Predict) -> bias.Predictions:
+            return bias.read_predictions(context.open(stage))
+
+        audit = bias.audit(
+            references=[read(stage) for stage in self.references],
+            candidates=[read(stage) for stage in self.candidates],
+            floor_references=[read(stage) for stage in self.references],
+            resamples=self.resamples,
+            seed=0,
+        )
+        (folder / "audit.json").write_text(json.dumps(audit.to_json(), indent=1) + "\n")
+        write_rows(folder / "rows.csv", audit.rows())
+        write_rows(folder / "per_class.csv", audit.per_class_rows())
+
+
+@dataclass(frozen=True)
+class Similarity(Stage):
+    """Linear CKA between two networks at every block end, on the validation split (test is for Predict alone)."""
+
+    reference: Train
+    candidate: Train | Prune | Recover
+    examples: int = 1000
+    version: ClassVar[int] = 1
+
+    def label(self) -> str:
+        if isinstance(self.candidate, Train):
+            return f"similarity · dense seed {self.reference.seed} and seed {self.candidate.seed}"
+        return f"similarity · {self.candidate.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        found = []
+        for stage in (self.reference, self.candidate):
+            stored = load_network(context.open(stage))
+            split = load_splits(stage.dense.data, context.data_root).validation
+            # The same examples for both: an equal share of each class comes of drawing without replacement.
+            rows = np.sort(np.random.default_rng(0).permutation(len(split))[: self.examples])
+            batches = Batches(split.take(rows), stored.normalisation, batch_size=len(rows), device=context.device)
+            with Observer(stored.network, stored.info.blocks, stored.info.classifier) as observer:
+                found.append(inference.observe(observer, batches))
+        rows = [{"layer": layer, "cka": value} for layer, value in similarity.compare(*found).items()]
+        write_rows(folder / "rows.csv", rows)
+
+
+@dataclass(frozen=True)
+class Correlate(Stage):
+    """Pearson and Spearman correlation of similarity with CEV and SDE over all networks of a study.
+
+    similarities[i][s] belongs to trial s of scores[i].
+    """
+
+    scores: tuple[Score, ...]
+    similarities: tuple[Similarity, ...]
+
+    def run(self, folder: Path, context: Context) -> None:
+        layers: dict[str, list[float]] = {}
+        measures: dict[str, list[float]] = {"cev": [], "sde": []}
+        for score in self.scores:
+            for trial in json.loads((context.open(score) / "audit.json").read_text())["trials"]:
+                for name, values in measures.items():
+                    values.append(np.nan if trial[name] is None else trial[name])
+        for stage in self.similarities:
+            for row in read_rows(context.open(stage) / "rows.csv"):
+                layers.setdefault(row["layer"], []).append(float(row["cka"]))
+        blocks = [values for layer, values in layers.items() if layer.startswith("block")]
+        layers = {"mean of blocks": list(np.mean(blocks, axis=0)), **layers}
+        rows = [
+            {"similarity": "cka", "layer": layer, "measure": measure, **record}
+            for layer, values in layers.items()
+            for measure, errors in measures.items()
+            for record in correlation.correlate(np.array(values), np.array(errors))
+        ]
+        write_rows(folder / "correlation.csv", rows)
