@@ -31,6 +31,7 @@ class LogitsCache:
     """
 
     def __init__(self, path: Path, *, draws: int, examples: int, classes: int) -> None:
+        self.path = path
         shape = (draws, examples, classes + 1)  # the last column is 1 where the row is complete
         try:
             if not path.exists():
