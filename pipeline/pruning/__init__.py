@@ -1,0 +1,26 @@
+"""Pruning: criteria -> masks, physical removal of channels, schedules, and what was really reached."""
+
+from pipeline.pruning.channels import replay
+from pipeline.pruning.masker import SCHEDULES, Masker, rewind
+from pipeline.pruning.masks import apply_masks
+from pipeline.pruning.method import METHODS, Masks, Method, Pruned, check, prunable, prune
+from pipeline.pruning.size import Latency, Size, latency, measure
+
+__all__ = [
+    "METHODS",
+    "SCHEDULES",
+    "Latency",
+    "Masker",
+    "Masks",
+    "Method",
+    "Pruned",
+    "Size",
+    "apply_masks",
+    "check",
+    "latency",
+    "measure",
+    "prunable",
+    "prune",
+    "replay",
+    "rewind",
+]

@@ -1,0 +1,405 @@
+"""Physical removal of channels: torch-pruning finds what hangs together and scores it, the choice and the search are ours.
+
+A group is what must lose a channel together (a convolution's filter, its BatchNorm, the inputs of every reader, across
+residual additions). All candidate removals of a network are put in one order; a prefix of that order is a pruned network,
+its weights and MACs can be counted without making it, and so the prefix that meets the target is found exactly and
+the network is cut once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from pipeline.folding import copy_network
+from pipeline.pruning.method import METHODS, Examples, Method, classifier, evaluating, prunable, weight_names
+from pipeline.registry import UserError
+
+TOLERANCE = 0.02  # how far from the target the result may be
+LAYERS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+
+
+def trace(network: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:
+    """torch-pruning's dependency graph of a network that is in eval mode with gradients enabled.
+
+    Raises:
+        UserError: the network cannot be traced, or has layers that do not run in eval mode.
+    """
+    kind = type(network).__name__
+    try:
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            network, example[:1], forward_fn=lambda module, images: module(images), verbose=False
+        )
+    except Exception as error:
+        raise UserError(f"torch-pruning cannot trace {kind} ({type(error).__name__}: {error}): use masks") from error
+    inside = {id(part) for part in network.modules() if isinstance(part, nn.MultiheadAttention) for part in part.modules()}
+    for name, module in network.named_modules():
+        if isinstance(module, LAYERS) and module not in graph.module2node and id(module) not in inside:
+            raise UserError(
+                f"{name} of {kind} does not run in eval mode as a module, so its shape would not follow the rest:"
+                " build the network without it (auxiliary classifiers: aux_logits=false) or use masks"
+            )
+    return graph
+
+
+def cut(group: torch_pruning.Group) -> None:
+    """Removes the channels of a group from its layers, in place.
+
+    torch-pruning 1.6.0 takes the kept channels of a LayerNorm from an unsorted set, which permutes them against every
+    other layer when few are left; so a LayerNorm's parameters are taken again, in order.
+    """
+    norms = [(dep.target.module, idxs) for dep, idxs in group if isinstance(dep.target.module, nn.LayerNorm)]
+    before = {norm: {name: value.detach() for name, value in norm.named_parameters()} for norm, _ in norms}
+    group.prune()
+    for norm, idxs in norms:
+        for name, value in before[norm].items():
+            kept = sorted(set(range(len(value))) - set(idxs))
+            setattr(norm, name, nn.Parameter(value[kept]))
+
+
+def settle(network: nn.Module) -> None:
+    """Brings plain attributes that repeat a width in line with the layers."""
+    for module in network.modules():
+        if isinstance(module, VisionTransformer):  # torchvision reshapes the patches by this number
+            module.hidden_dim = module.conv_proj.out_channels
+
+
+def replay(network: nn.Module, removed: list[dict[str, Any]], example: Tensor) -> None:
+    """Applies a stored removal to a freshly built dense network, in place, so that the saved weights fit.
+
+    Args:
+        removed: ``Pruned.removed``; its entries are applied in order, channel numbers are those at that moment.
+        example: [batch, channels, height, width], for tracing; only its shape matters.
+
+    Raises:
+        UserError: the removal belongs to another architecture.
+    """
+    if not removed:
+        return
+    with evaluating(network):
+        graph = trace(network, example)
+        for entry in removed:
+            layer, channels = entry["layer"], entry["channels"]
+            module = dict(network.named_modules()).get(layer)
+            width = graph.get_out_channels(module) if isinstance(module, LAYERS) else 0
+            if not width or max(channels) >= width:
+                raise UserError(
+                    f"the stored removal takes channel {max(channels)} of layer {layer}, which has {width} channels in this"
+                    f" {type(network).__name__}: build the network with the options it was pruned with"
+                )
+            cut(graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, list(channels)))
+        settle(network)
+
+
+class Group:
+    """One torch-pruning group: in which order its channels would go, and what each step takes from each layer.
+
+    units: lists of root channels that go together (one channel; with grouped convolutions, GroupNorm or attention
+    heads, the same position of every part). part: how many units there are; width: channels in each.
+    writers: the layers whose outputs these channels are.
+    """
+
+    def __init__(self, group: torch_pruning.Group, graph: torch_pruning.DependencyGraph) -> None:
+        self.group = group
+        self.channels = len(group[0].idxs)
+        parts = math.lcm(1, *(channel_groups(dep.target.module) for dep, _ in group))
+        self.part = self.channels // parts if self.channels % parts == 0 else 0  # 0: cannot be cut evenly, stays whole
+        self.width = parts
+        self.name = graph._module2name[group[0].dep.target.module]
+        self.writers = [
+            dep.target.module
+            for dep, _ in group
+            if isinstance(dep.target.module, LAYERS) and graph.is_out_channel_pruning_fn(dep.handler)
+        ]
+        self.signature = " ".join(
+            f"{type(dep.target.module).__name__}:{graph.is_out_channel_pruning_fn(dep.handler)}" for dep, _ in group
+        )
+
+    def rank(self, importance: Tensor, graph: torch_pruning.DependencyGraph) -> None:
+        """Orders the units by importance and notes, for each layer touched, what is gone after each step."""
+        scores = importance.detach().double().cpu().view(-1, self.part).mean(0).numpy()
+        order = np.argsort(scores, kind="stable")
+        self.scores = scores[order]
+        self.units = [list(range(unit, self.channels, self.part)) for unit in order]
+        step = np.empty(self.channels, dtype=np.int64)  # at which step each root channel goes, from 1
+        for number, unit in enumerate(self.units, start=1):
+            step[unit] = number
+        self.gone: dict[tuple[nn.Module, str], np.ndarray] = {}
+        for item in self.group:
+            module = item.dep.target.module
+            if isinstance(module, LAYERS):
+                per_step = np.bincount(step[item.root_idxs], minlength=len(self.units) + 1)
+                for end in ends(item.dep, graph):
+                    self.gone[end] = self.gone.get(end, 0) + np.cumsum(per_step)
+
+
+    def rounded(self, lost: int, round_to: int) -> int:
+        """The number of units that may go, up to ``lost``, such that the width left is a multiple of ``round_to``."""
+        step = round_to // math.gcd(round_to, self.width)
+        left = -(-(len(self.units) - lost) // step) * step
+        return max(0, len(self.units) - left)
+
+
+def channel_groups(module: nn.Module) -> int:
+    """Into how many equal parts the channels of a layer fall that must stay equally wide."""
+    if isinstance(module, nn.Conv2d):
+        return 1 if module.groups == module.out_channels else module.groups
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    return module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
+
+
+def ends(dep: Any, graph: torch_pruning.DependencyGraph) -> list[tuple[nn.Module, str]]:
+    """Which dimensions of which weights an operation shortens: a layer and ``out`` or ``in``."""
+    module = dep.target.module
+    if isinstance(module, nn.MultiheadAttention):  # the projections and the width of the residual stream go together
+        return [(module, "out"), (module, "in"), (module.out_proj, "out"), (module.out_proj, "in")]
+    if isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1:
+        return [(module, "out")]  # depthwise: one input per filter, whatever the width
+    return [(module, "out" if graph.is_out_channel_pruning_fn(dep.handler) else "in")]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is needed to count a layer's weights and MACs at any width.
+
+    positions: how often the weights are applied to one image (pixels of the output, tokens).
+    counted: whether the weights count towards sparsity.
+    """
+
+    module: nn.Module
+    positions: int
+    counted: bool
+
+    def size(self, gone: dict[tuple[nn.Module, str], int], *, macs: bool) -> int:
+        """Weights, or multiply-accumulates per image, once the channels in ``gone`` are removed."""
+        outputs, inputs = (self.module.in_proj_weight if self.attention else self.module.weight).shape[:2]
+        taken_out, taken_in = gone.get((self.module, "out"), 0), gone.get((self.module, "in"), 0)
+        if self.attention:
+            width = inputs - taken_in
+            # scores and weighted sums read every pair of tokens; the output projection is a layer of its own
+            return self.positions * (3 * width**2 + 2 * self.positions * width) if macs else 3 * width**2
+        groups, kernel = 1, 1
+        if isinstance(self.module, nn.Conv2d):
+            groups, kernel = self.module.groups, math.prod(self.module.kernel_size)
+        weights = (outputs - taken_out) * (inputs - taken_in // groups) * kernel
+        return weights * self.positions if macs else weights
+
+    @property
+    def attention(self) -> bool:
+        return isinstance(self.module, nn.MultiheadAttention)
+
+
+def describe(network: nn.Module, example: Tensor, counted: set[str]) -> list[Layer]:
+    """Every layer with weights, with its positions from one run on one image."""
+    positions: dict[nn.Module, int] = {}
+
+    def hook(module, _inputs, output):
+        if isinstance(module, nn.MultiheadAttention):
+            positions[module] = positions[module.out_proj] = output[0].shape[-2]
+        else:
+            positions[module] = output.numel() // module.weight.shape[0]
+
+    handles = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, LAYERS)]
+    try:
+        with torch.no_grad(), fused_attention(False):
+            network(example[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        Layer(module, positions[module], any(weight in counted for weight in weight_names(name, module)))
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+
+
+@contextmanager
+def fused_attention(enabled: bool) -> Iterator[None]:
+    """Whether PyTorch may replace a whole encoder layer by one call that runs no module inside it."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@dataclass(frozen=True)
+class Removal(Method):
+    """Physical removal of whole channels, with everything that reads or writes them.
+
+    scope: ``uniform`` (the same share of every group), ``global`` (all groups compete) or ``isomorphic`` (groups of equal
+    structure compete; Fang et al. 2024, "Isomorphic Pruning").
+    target: what the number asked for is a share of: ``weights`` (sparsity, as everywhere else), ``macs`` or ``channels``.
+    The sparsity reached is a matter of measurement in each case. A share of channels is not a sparsity: half of the
+    channels of a ResNet-18 are 71 % of its weights.
+    minimum_channels: stay in every layer, at least 1. round_to: widths stay multiples of this (a layer of another width, or
+    too narrow, stays whole or goes only as far as the next multiple).
+
+    The first convolution may lose filters even when its weights do not count (``prune_first``), because residual additions
+    tie them to later layers; the classifier never loses outputs. A subclass gives ``importance``.
+    """
+
+    scope: str = "uniform"
+    target: str = "weights"
+    minimum_channels: int = 1
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("uniform", "global", "isomorphic"):
+            raise ValueError(f"scope '{self.scope}' is not one of uniform, global, isomorphic")
+        if self.target not in ("weights", "macs", "channels"):
+            raise ValueError(f"target '{self.target}' is not one of weights, macs, channels")
+        if self.minimum_channels < 1 or self.round_to < 1:
+            raise ValueError("minimum_channels and round_to are at least 1")
+
+    def prepare(self, network: nn.Module, examples: Examples) -> None:
+        """Fills ``.grad`` of the parameters, where ``importance`` reads it."""
+
+    def importance(self, group: torch_pruning.Group, examples: Examples) -> Tensor | None:
+        """A score per channel of the group, [channels], the lowest go first; None leaves the group whole."""
+        raise NotImplementedError
+
+    def check(self, network, sparsity, examples):
+        if sparsity == 0:
+            return
+        examples.need(self.name)
+        copied = copy_network(network)
+        with evaluating(copied):
+            graph = trace(copied, examples.images)
+            groups = self.groups(copied, graph)
+            for group in groups:  # any order will do: what can be reached does not depend on it
+                group.rank(torch.arange(group.channels), graph)
+            self.search(copied, groups, sparsity, examples.images)
+
+    def prune(self, network, sparsity, examples):
+        if sparsity == 0:
+            return {}, []
+        examples.need(self.name)
+        channels_last = any(p.dim() == 4 and not p.is_contiguous() for p in network.parameters())
+        with evaluating(network):
+            expected = network(examples.images[:2]).shape
+            graph = trace(network, examples.images)
+            self.prepare(network, examples)
+            groups = []
+            for group in self.groups(network, graph):
+                scores = self.importance(group.group, examples)
+                if scores is not None:
+                    if len(scores) != group.channels or not torch.isfinite(scores).all():
+                        raise UserError(f"{self.name}: scores of {group.name} are not finite; did the network diverge?")
+                    group.rank(scores, graph)
+                    groups.append(group)
+            removed = []
+            for group, steps in zip(groups, self.search(network, groups, sparsity, examples.images), strict=True):
+                if steps:
+                    channels = sorted(channel for unit in group.units[:steps] for channel in unit)
+                    dep = group.group[0].dep
+                    cut(graph.get_pruning_group(dep.target.module, dep.handler, channels))
+                    removed.append({"layer": group.name, "channels": channels})
+            settle(network)
+            network.zero_grad(set_to_none=True)
+            if channels_last:
+                network.to(memory_format=torch.channels_last)
+            kind = type(network).__name__
+            try:
+                logits = network(examples.images[:2])
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"{kind} does not run with channels removed ({reason}): use masks") from error
+            if logits.shape != expected:
+                raise UserError(f"{kind} gives other shapes with channels removed: use masks")
+        return {}, removed
+
+    def groups(self, network: nn.Module, graph: torch_pruning.DependencyGraph) -> list[Group]:
+        """The groups that may lose channels: none of their outputs belongs to the classifier or is left out by pattern."""
+        last = network.get_submodule(classifier(network))
+        groups = []
+        for group in graph.get_all_groups(ignored_layers=[last], root_module_types=[nn.Conv2d, nn.Linear]):
+            wrapped = Group(group, graph)
+            names = [graph._module2name[module] for module in wrapped.writers]
+            if wrapped.part and all(self.includes(name) for name in names):
+                groups.append(wrapped)
+        return groups
+
+    def search(self, network: nn.Module, groups: list[Group], asked: float, example: Tensor) -> list[int]:
+        """How many units each group loses so that the target is met as closely as whole channels allow.
+
+        Raises:
+            UserError: even the closest is more than TOLERANCE away.
+        """
+        layers = describe(network, example, set(prunable(network, self)))
+        owner, order = self.order(groups)
+        total = None
+
+        def steps(count: int) -> list[int]:
+            lost = np.bincount(owner[order[:count]], minlength=len(groups))
+            return [group.rounded(int(number), self.round_to) for group, number in zip(groups, lost, strict=True)]
+
+        def left(taken: list[int]) -> float:
+            if self.target == "channels":
+                return sum((len(g.units) - t) * g.width for g, t in zip(groups, taken, strict=True))
+            gone: dict[tuple[nn.Module, str], int] = {}
+            for group, number in zip(groups, taken, strict=True):
+                for end, cumulative in group.gone.items():
+                    gone[end] = gone.get(end, 0) + int(cumulative[number])
+            macs = self.target == "macs"
+            return sum(layer.size(gone, macs=macs) for layer in layers if macs or layer.counted)
+
+        total = left([0] * len(groups))
+        share = lambda count: 1 - left(steps(count)) / total  # noqa: E731
+        low, high = 0, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if share(middle) < asked else (low, middle)
+        best = min((low, high), key=lambda count: abs(share(count) - asked))
+        if abs(share(best) - asked) > TOLERANCE:
+            limits = f"minimum_channels={self.minimum_channels}, round_to={self.round_to}"
+            raise UserError(
+                f"{self.name}: {asked} of the {self.target} of {type(network).__name__} cannot be removed: whole channels"
+                f" allow {share(low):.3f} or {share(high):.3f}, at most {share(len(order)):.3f} ({limits})"
+            )
+        return steps(best)
+
+    def order(self, groups: list[Group]) -> tuple[np.ndarray, np.ndarray]:
+        """Every possible step (group index), and the order in which the steps are taken."""
+        owner = np.repeat(np.arange(len(groups)), [len(g.units) for g in groups])
+        place = np.concatenate([np.arange(len(g.units)) for g in groups])
+        width = np.concatenate([np.full(len(g.units), len(g.units)) for g in groups])
+        key = (place + 0.5) / width
+        if self.scope == "global":
+            key = np.concatenate([g.scores for g in groups])
+        elif self.scope == "isomorphic":
+            scores = np.concatenate([g.scores for g in groups])
+            family = np.unique([g.signature for g in groups], return_inverse=True)[1][owner]
+            for member in np.unique(family):
+                mine = np.flatnonzero(family == member)
+                key[mine[np.argsort(scores[mine], kind="stable")]] = (np.arange(len(mine)) + 0.5) / len(mine)
+        floor = np.array([-(-self.minimum_channels // g.width) for g in groups])
+        allowed = np.flatnonzero(place < width - floor[owner])
+        return owner, allowed[np.argsort(key[allowed], kind="stable")]
+
+
+@METHODS.register("channels")
+@dataclass(frozen=True)
+class Channels(Removal):
+    """Channels with the smallest group norm: L1 or L2 over all weights that hang on them (Fang et al. 2023, "DepGraph")."""
+
+    norm: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.norm not in (1, 2):
+            raise ValueError(f"norm {self.norm} is not 1 or 2")
+
+    def importance(self, group, examples):
+        return torch_pruning.importance.GroupMagnitudeImportance(p=self.norm)(group)

@@ -1,0 +1,136 @@
+"""What pruning reached, measured on the network itself: sparsity, parameters, MACs, bytes, latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.pruning.method import Method, evaluating, prunable
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a pruned network is, beside the dense network that it came from.
+
+    sparsity: share of the dense network's prunable weights that are zero or removed; layers: the same per weight.
+    filters, dense_filters: filters of prunable convolutions with at least one weight left, and before pruning.
+    parameters: all that are stored, zeros included; nonzero_parameters: without the zeros.
+    macs: multiply-accumulates per image that are computed. A mask saves none: a zero weight is multiplied like any other.
+    bytes: of parameters and buffers as stored.
+    """
+
+    sparsity: float
+    layers: dict[str, float]
+    filters: int
+    dense_filters: int
+    parameters: int
+    nonzero_parameters: int
+    dense_parameters: int
+    macs: int
+    dense_macs: int
+    bytes: int
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds per forward pass, medians over alternating runs, and ``ratio``: the median of pruned over dense in each pair.
+
+    low, high: the quartiles of that ratio.
+    """
+
+    batch_size: int
+    seconds: float
+    dense_seconds: float
+    ratio: float
+    low: float
+    high: float
+
+
+def count_macs(network: nn.Module, example: Tensor) -> int:
+    """Multiply-accumulates per image: half of the FLOPs that PyTorch's FlopCounterMode counts (matmul, convolution)."""
+    with evaluating(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        network(example[:1])  # with gradients on, attention is not fused into calls that the counter does not know
+    return counter.get_total_flops() // 2
+
+
+def measure(network: nn.Module, *, dense: nn.Module, method: Method, example: Tensor) -> Size:
+    """Measures a pruned network against its dense origin; nothing is taken from what was asked.
+
+    Args:
+        network: masked or physically pruned; its layers have the names of ``dense``.
+        method: says which weights are prunable.
+        example: [batch, channels, height, width]; only its shape matters.
+    """
+    parameters = dict(network.named_parameters())
+    weights = prunable(dense, method)
+    left = {name: int(torch.count_nonzero(parameters[name].detach())) for name in weights}
+    total = {name: weight.numel() for name, weight in weights.items()}
+
+    def living(tensors: dict[str, Tensor]) -> int:
+        return sum(int(t.detach().flatten(1).any(1).sum()) for t in tensors.values() if t.dim() == 4)
+
+    def stored(module: nn.Module) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+    return Size(
+        sparsity=1 - sum(left.values()) / sum(total.values()),
+        layers={name: 1 - left[name] / total[name] for name in weights},
+        filters=living({name: parameters[name] for name in weights}),
+        dense_filters=sum(len(weight) for weight in weights.values() if weight.dim() == 4),
+        parameters=sum(p.numel() for p in parameters.values()),
+        nonzero_parameters=sum(int(torch.count_nonzero(p.detach())) for p in parameters.values()),
+        dense_parameters=sum(p.numel() for p in dense.parameters()),
+        macs=count_macs(network, example),
+        dense_macs=count_macs(dense, example),
+        bytes=stored(network),
+        dense_bytes=stored(dense),
+    )
+
+
+def latency(
+    network: nn.Module,
+    *,
+    dense: nn.Module,
+    example: Tensor,
+    batch_sizes: tuple[int, ...] = (1, 128),
+    runs: int = 30,
+) -> list[Latency]:
+    """Times both networks in eval mode, turn by turn, so that whatever else the machine does falls on both.
+
+    Args:
+        example: [batch, channels, height, width]; repeated to each batch size, on the networks' device.
+        runs: pairs per batch size; three more before them are not counted.
+    """
+    modes = {module: module.training for each in (network, dense) for module in each.modules()}
+
+    def seconds(module: nn.Module, images: Tensor) -> float:
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        start = time.perf_counter()
+        module(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        return time.perf_counter() - start
+
+    results = []
+    try:
+        network.eval(), dense.eval()
+        with torch.inference_mode():
+            for batch_size in batch_sizes:
+                copies = -(-batch_size // len(example))
+                images = example.repeat(copies, 1, 1, 1)[:batch_size]
+                pairs = [(seconds(network, images), seconds(dense, images)) for _ in range(runs + 3)][3:]
+                low, ratio, high = statistics.quantiles([mine / base for mine, base in pairs], n=4)
+                mine, base = (statistics.median(column) for column in zip(*pairs, strict=True))
+                results.append(Latency(batch_size, mine, base, ratio, low, high))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return results
