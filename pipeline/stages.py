@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from pipeline import correlation, distillation, inference, models, pruning, similarity, training
-from pipeline.data import Batches, Data, Normalisation, Splits
+from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
+from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
@@ -49,7 +51,18 @@ def load_network(folder: Path) -> StoredNetwork:
         pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
     models.load_weights(folder, network)
     path = folder / "masks.safetensors"
-    return StoredNetwork(network, info, models.load_tensors(path) if path.exists() else {})
+    masks = models.load_tensors(path) if path.exists() else {}
+    for name, mask in masks.items():
+        if torch.count_nonzero(network.get_parameter(name)[~mask]):
+            raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+    return StoredNetwork(network, info, masks)
+
+
+def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
+    """Writes ``size.json``: what was reached, measured on the network itself."""
+    example = torch.zeros(1, *models.load_info(folder).input_shape)
+    size = pruning.measure(network, dense=dense, method=method, example=example)
+    (folder / "size.json").write_text(json.dumps(asdict(size), indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -122,14 +135,7 @@ class Prune(Stage):
         )
         info = models.with_removed(stored.info, pruned.removed)
         models.save(folder, pruned.network, info, pruned.masks)
-        size = pruning.measure(
-            pruned.network,
-            dense=stored.network,
-            method=self.method,
-            masks=pruned.masks,
-            example=batch.images[:1],
-        )
-        (folder / "size.json").write_text(json.dumps(size.to_json(), indent=1) + "\n")
+        write_size(folder, pruned.network, dense=stored.network, method=self.method)
 
 
 @dataclass(frozen=True)
@@ -166,13 +172,17 @@ class Recover(Stage):
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
         splits = load_splits(self.dense.data, context.data_root)
-        masker = pruning.Masker(stored.network, stored.masks) if stored.masks else None
+        masker = None
+        if stored.masks:
+            masker = pruning.Masker(
+                stored.network, stored.masks, method=self.network.method, sparsity=self.network.sparsity
+            )
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
                 teacher = load_network(context.open(stage))
                 example = torch.zeros(2, *teacher.info.input_shape)
-                folded = pruning.fold_batchnorm(teacher.network, example).to(context.device)
+                folded = fold_batchnorm(teacher.network, example).to(context.device)
                 observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
                 teachers.append(distillation.Teacher(observer))
         _fit(
@@ -189,6 +199,9 @@ class Recover(Stage):
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
+        if isinstance(self.network, Prune):
+            dense = load_network(context.open(self.dense)).network
+            write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
 
 
 def _fit(
@@ -213,7 +226,7 @@ def _fit(
     )
     validation = Batches(splits.validation, normalisation, batch_size=EVALUATION_BATCH, **options)
 
-    def prepare(outputs: models.Outputs, batch) -> distillation.Objective:
+    def prepare(outputs: models.Outputs, batch: Batch) -> distillation.Objective:
         made = distillation.Objective(losses, seed=stage.seed, **(objective or {}))
         labels = torch.from_numpy(splits.train.labels)
         made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
