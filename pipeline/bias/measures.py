@@ -47,6 +47,15 @@ class Pair:
                 f"{self.candidate.source}: {len(self.candidate.labels)} examples, but {self.reference.source} has "
                 f"{len(self.reference.labels)}; predict the same test set with both"
             )
+        missing = np.setxor1d(self.reference.labels, self.candidate.labels)
+        if len(missing):
+            with_it = self.reference if (self.reference.labels == missing[0]).any() else self.candidate
+            without = self.candidate if with_it is self.reference else self.reference
+            name = with_it.classes[missing[0]] if with_it.classes is not None else missing[0]
+            raise UserError(
+                f"{without.source}: class '{name}' is missing from the labels, {with_it.source} has it; predict the same "
+                "test set with both"
+            )
         differ = self.reference.labels != self.candidate.labels
         if differ.any():
             raise UserError(
@@ -114,6 +123,7 @@ class Measure:
     needs_logits: ClassVar[bool] = False
     needs_pairing: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
+    lowest: ClassVar[float] = 0.0  # no interval goes below it
     interval: ClassVar[str] = "bca"  # the method that covers best, see benchmarks/coverage.py
 
     def counts(self, pair: Pair | Sequence[Pair]) -> Counts:
@@ -239,6 +249,7 @@ class CorrectedCombinedErrorVariance(Measure):
     source = "derived here"
     equation = "1/2 Σ_k∈{FPR,FNR} [mean_c est(d²) - mean_c≠c' est(d_c) est(d_c')]"
     unit = "squared percent"
+    lowest = -np.inf
     better = "lower"
     interval = "corrected"
 
@@ -322,6 +333,7 @@ class MaxExcessAccuracyGap(_OfRecalls):
     source = "Hashemizadeh et al. 2024, max_g ψ_g"
     equation = "max_c [(recall_c - recall'_c) - (accuracy - accuracy')]"
     unit = "share"
+    lowest = -np.inf
     better = "lower"
     interval = "basic"
 
@@ -399,6 +411,7 @@ class Intensification(_OfRecalls):
     source = "Good et al. 2022 (recall balance normalised by accuracy)"
     equation = "slope of b' on b,  b_c = (recall_c - accuracy) / accuracy"
     unit = "ratio"
+    lowest = -np.inf
     better = "near 1"
     interval = "basic"
 
@@ -438,6 +451,7 @@ class AccuracyChange(_OfRecalls):
     source = "difference of the two accuracies"
     equation = "accuracy' - accuracy"
     unit = "share"
+    lowest = -np.inf
     better = "higher"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -587,6 +601,7 @@ class CalibrationErrorChange(CalibrationError):
 
     title = "Change of calibration error"
     equation = "ECE' - ECE"
+    lowest = -np.inf
     better = "lower"
     interval = "basic"
 
@@ -631,6 +646,7 @@ class TopFiveAccuracyChange(TopFiveAccuracy):
 
     title = "Change of top-5 accuracy"
     equation = "top5' - top5"
+    lowest = -np.inf
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - (sums["top_5_reference"] / sums["examples"])[..., 0]

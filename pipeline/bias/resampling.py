@@ -192,7 +192,7 @@ class Draws:
 
     Attributes:
         mean: measure -> [resamples], the mean over trials.
-        averaged: measure -> [resamples], of the averaged sums.
+        averaged: measure -> [resamples], of the averaged sums; empty for a single trial, where it is the mean.
         trials: measure -> [resamples, trials], each trial on the same resample of the examples.
         unit: what was resampled.
     """
@@ -239,7 +239,7 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
                 mean = mean + np.sqrt(trials / (trials - 1)) * ((shares * value).sum(1) - mean)
             means.setdefault(name, []).append(mean)
             all_values.setdefault(name, []).append(value)
-        for name, value in table.averaged(sums, shares).items():
+        for name, value in (table.averaged(sums, shares) if trials > 1 else {}).items():
             averages.setdefault(name, []).append(value)
     return Draws(*({name: np.concatenate(value) for name, value in each.items()} for each in (means, averages, all_values)), unit)
 

@@ -524,6 +524,8 @@ def _values(pairs, chosen, *, smoothing, floors, resamples, seed, unit, level, m
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
+            if bounds is not None and bounds.low < each.lowest:
+                bounds = replace(bounds, low=each.lowest, high=max(bounds.high, each.lowest))
             found[each.name] = Value(
                 measure=each.name,
                 title=each.title,
