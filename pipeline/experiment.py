@@ -16,9 +16,8 @@ from yaml import YAMLError
 from pipeline import distillation, models, pruning
 from pipeline.data import DATASETS, Data
 from pipeline.registry import UserError, build, nearest
-from pipeline.report import Report
 from pipeline.stage import Stage
-from pipeline.stages import Correlate, Predict, Prune, Recover, Score, Similarity, Train, load_splits
+from pipeline.stages import Correlate, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
 from pipeline.training import Fit
 
 SECTIONS = {
@@ -32,6 +31,7 @@ SECTIONS = {
     "prunings": "pruning methods: names, or mappings of name and options",
     "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, title, fit",
     "resamples": "bootstrap resamples behind each interval",
+    "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
     "device": "auto, cpu or cuda",
     "workers": "stages at a time (0: one per core, one on a GPU)",
@@ -45,6 +45,7 @@ DEFAULTS = {
     "prunings": ["magnitude"],
     "recoveries": ["none", "finetune", "kd"],
     "resamples": 2000,
+    "smoothing": 0.0,
     "similarity_examples": 1000,
     "device": "auto",
     "workers": 0,
@@ -83,6 +84,7 @@ class Study:
     prunings: tuple[Pruning, ...]
     recoveries: tuple[Recovery, ...]
     resamples: int
+    smoothing: float
     similarity_examples: int
     device: str
     workers: int
@@ -165,6 +167,7 @@ def parse(content: Mapping[str, Any]) -> Study:
         prunings=prunings,
         recoveries=recoveries,
         resamples=_integer(content["resamples"], "resamples", 100),
+        smoothing=_not_negative(content["smoothing"], "smoothing"),
         similarity_examples=_integer(content["similarity_examples"], "similarity_examples", 4),
         device=device,
         workers=_integer(content["workers"], "workers", 0),
@@ -196,6 +199,13 @@ def _integer(value: Any, key: str, least: int) -> int:
     if number != int(number) or number < least:
         raise UserError(f"{key}: {value} is refused; give a whole number of {least} or more")
     return int(number)
+
+
+def _not_negative(value: Any, key: str) -> float:
+    number = _number(value, key)
+    if not 0 <= number < float("inf"):
+        raise UserError(f"{key}: {value} is refused; give 0 or more")
+    return number
 
 
 def _sparsities(value: Any) -> tuple[float, ...]:
@@ -376,7 +386,7 @@ def plan(study: Study, data_root: Path) -> Plan:
                 )
                 for network in networks
             )
-            score = Score(references, tuple(Predict(network) for network in recovered), study.resamples)
+            score = Score(references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing)
             similarities = tuple(
                 Similarity(parent, network, study.similarity_examples)
                 for parent, network in zip(dense, recovered, strict=True)
@@ -399,6 +409,7 @@ def plan(study: Study, data_root: Path) -> Plan:
         similarities=similarities,
         floor=floor,
         correlate=correlate,
+        configuration=OmegaConf.to_yaml(OmegaConf.create(study.resolved)),
     )
     return Plan(dense, tuple(cells), floor, correlate, report)
 

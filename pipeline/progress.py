@@ -44,7 +44,7 @@ class Display:
         self._bars[stage.key] = self._progress.add_task(stage.label(), total=None, values="")
 
     def waiting(self, stage: Stage) -> None:
-        self.console.print(f"waiting  {stage.label()}: another process is computing it", markup=False)
+        self.console.print(f"waiting  {stage.label()}: another process is computing it", markup=False, soft_wrap=True)
 
     def report(self, stage: Stage, step: int, steps: int, values: dict[str, float]) -> None:
         if stage.key not in self._bars:
@@ -55,17 +55,17 @@ class Display:
         if not self.console.is_terminal and now - self._said[stage.key] > self.LINE_INTERVAL:
             self._said[stage.key] = now
             left = (now - self._since[stage.key]) * (steps - step) / max(step, 1)
-            self.console.print(f"   ...   {stage.label()}: {step}/{steps}  {text}  {left:.0f} s left", markup=False)
+            self.console.print(f"   ...   {stage.label()}: {step}/{steps}  {text}  {left:.0f} s left", markup=False, soft_wrap=True)
 
     def done(self, stage: Stage, *, computed: bool) -> None:
         self._end(stage)
         seconds = time.monotonic() - self._since[stage.key]
         word = f"{seconds:.1f} s" if computed else "made meanwhile by another process"
-        self.console.print(f"[{self.finished}/{self.total}]  {stage.label()}  {word}", markup=False, highlight=False)
+        self.console.print(f"[{self.finished}/{self.total}]  {stage.label()}  {word}", markup=False, highlight=False, soft_wrap=True)
 
     def failed(self, stage: Stage, reason: str) -> None:
         self._end(stage)
-        self.console.print(f"FAILED  {stage.label()}: {reason}", markup=False, style="red")
+        self.console.print(f"FAILED  {stage.label()}: {reason}", markup=False, style="red", soft_wrap=True)
 
     def _end(self, stage: Stage) -> None:
         self.finished += 1
