@@ -160,10 +160,9 @@ class Data:
             test = everything.take(np.flatnonzero(rows))
             everything = everything.take(np.flatnonzero(~rows))
         held_out = stratified(everything.labels, self.validation, seed=(self.split_seed, 2))
-        kept = ~held_out & self._kept(everything)
-        splits = Splits(
-            everything.take(np.flatnonzero(kept)), everything.take(np.flatnonzero(held_out)), test, source.fingerprint
-        )
+        train = everything.take(np.flatnonzero(~held_out))
+        train = train.take(np.flatnonzero(self._kept(train)))
+        splits = Splits(train, everything.take(np.flatnonzero(held_out)), test, source.fingerprint)
         for part in ("train", "validation", "test"):
             counts = np.bincount(getattr(splits, part).labels, minlength=len(test.classes))
             if counts.min() == 0:

@@ -1,0 +1,167 @@
+"""The store: keys, atomic folders, locks, checksums, changed defaults."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.registry import UserError
+from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageFailed, Store, replace_folder, walk, write_atomically
+
+
+@dataclass(frozen=True)
+class Leaf(Stage):
+    number: int
+    extra: float = 0.5
+    title: str = field(default="", metadata=OUTSIDE_KEY)
+
+    def run(self, folder: Path, context: Context) -> None:
+        with (folder / "runs").open("a") as file:
+            file.write("x")
+        (folder / "value").write_text(str(self.number))
+
+
+@dataclass(frozen=True)
+class Sum(Stage):
+    parts: tuple[Leaf, ...]
+
+    def run(self, folder: Path, context: Context) -> None:
+        total = sum(int((context.open(part) / "value").read_text()) for part in self.parts)
+        (folder / "value").write_text(str(total))
+
+
+@dataclass(frozen=True)
+class Slow(Stage):
+    def run(self, folder: Path, context: Context) -> None:
+        time.sleep(0.5)
+        with (context.store.root / "ran").open("a") as file:
+            file.write("x")
+
+
+@dataclass(frozen=True)
+class Refusing(Stage):
+    def run(self, folder: Path, context: Context) -> None:
+        (folder / "half").write_text("half of the work")
+        raise UserError("it diverged; lower the rate")
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results")
+
+
+def context(store):
+    return Context(store, store.root)
+
+
+def test_key_follows_values_not_defaults_or_titles():
+    assert Leaf(1).key == Leaf(1, extra=0.5).key == Leaf(1, title="named").key
+    assert len({Leaf(1).key, Leaf(2).key, Leaf(1, extra=0.6).key, Sum((Leaf(1),)).key, Sum((Leaf(2),)).key}) == 5
+    text = '{"class": "Leaf", "number": 1, "version": 1}'  # results on disk must keep their names when code is tidied
+    assert Leaf(1).key == hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def test_raised_version_renames():
+    before = Sum((Leaf(1),)).key
+    try:
+        Leaf.version = 2
+        assert Sum((Leaf(1),)).key != before
+    finally:
+        Leaf.version = 1
+
+
+def test_execute_once_and_manifest(store):
+    stage = Sum((Leaf(1), Leaf(2)))
+    for part in walk([stage]):
+        assert store.execute(part, context(store)) is True
+        assert store.execute(part, context(store)) is False
+    assert (store.open(stage) / "value").read_text() == "3"
+    manifest = store.manifest(Leaf(1))
+    assert manifest["options"]["extra"] == 0.5 and manifest["files"]["value"]["bytes"] == 1
+    assert (store.open(Leaf(1)) / "runs").read_text() == "x"
+    assert [store.state(part) for part in walk([stage])] == ["done"] * 3
+
+
+def test_failure_keeps_partial_work_and_reason(store):
+    with pytest.raises(StageFailed, match="lower the rate"):
+        store.execute(Refusing(), context(store))
+    assert store.state(Refusing()) == "failed" and store.failure(Refusing()) == "it diverged; lower the rate"
+    assert not store.folder(Refusing()).exists()
+
+
+def test_damage_is_noticed(store):
+    store.execute(Leaf(1), context(store))
+    path = store.folder(Leaf(1)) / "value"
+    path.write_text("7")
+    with pytest.raises(UserError, match=r"value: does not match its checksum.*delete the folder"):
+        Store(store.root).open(Leaf(1))
+    with pytest.raises(StageFailed, match="checksum"):
+        Store(store.root).execute(Sum((Leaf(1),)), Context(Store(store.root), store.root))
+    (store.folder(Leaf(1)) / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json: cannot be read"):
+        store.done(Leaf(1))
+
+
+def test_changed_default_is_refused_with_both_values(store):
+    store.execute(Leaf(1), context(store))
+    path = store.folder(Leaf(1)) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["options"]["extra"] = 0.25  # as if it had been made when this was the default
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"made with leaf.extra=0.25, the default is now 0.5"):
+        store.done(Leaf(1))
+
+
+def _execute_slow(root):
+    store = Store(Path(root))
+    store.execute(Slow(), Context(store, store.root))
+
+
+def test_two_processes_compute_a_stage_once(store):
+    store.root.mkdir(parents=True)
+    spawn = multiprocessing.get_context("fork")
+    both = [spawn.Process(target=_execute_slow, args=(str(store.root),)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert (store.root / "ran").read_text() == "x"
+
+
+def test_unwritable_place_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    store = Store(tmp_path / "file")
+    with pytest.raises(StageFailed, match=r"a file is in the way; choose another folder with RESULTS="):
+        store.execute(Leaf(1), context(store))
+
+
+def test_full_disk_is_one_line(store, monkeypatch):
+    def full(self, folder, context):
+        raise OSError(28, os.strerror(28), str(folder / "value"))
+
+    monkeypatch.setattr(Leaf, "run", full)
+    with pytest.raises(StageFailed, match=r"value: No space left on device; free some space and run again"):
+        store.execute(Leaf(1), context(store))
+
+
+def test_write_aside_then_rename(tmp_path, monkeypatch):
+    path = tmp_path / "note"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "replace", lambda *arguments: (_ for _ in ()).throw(OSError("stopped here")))
+    with pytest.raises(OSError):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_replace_folder(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old" / "file").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["old"]
