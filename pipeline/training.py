@@ -265,9 +265,13 @@ def _restore(
             parts[part][rest] = file.get_tensor(name)
     network.load_state_dict(parts["network"])
     objective.load_state_dict(parts["objective"])
+    parameters = optimizer.param_groups[0]["params"]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in parts["optimizer"].items():
         number, _, rest = name.partition(".")
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape:  # fused optimizers read raw memory: the order must be the parameter's
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(number), {})[rest] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if masker is not None:
