@@ -306,17 +306,17 @@ def sentence(result: Audit) -> str:
     else:
         parts.append(f"The candidate gets {abs(lost):.1f} of 100 examples {'fewer' if lost > 0 else 'more'} right")
     low = result.cev_interval.low if result.cev_interval is not None else None
+    moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
     if result.cev == 0 and result.sde == 0:
         parts.append("and every class changed alike.")
-    elif low is not None and low > 0:
+    elif moved or (low is not None and low > 0):
         parts.append("and the change is uneven: some classes were hit harder than chance explains.")
     else:
-        parts.append("and the differences between classes are no larger than chance on this test set can explain.")
-    moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
+        parts.append("and this test set does not show that some classes were hit harder than others.")
     if moved:
         row = moved[0]
         parts.append(
-            f"{len(moved)} of {result.classes} classes moved against the trend beyond doubt; for '{row['class']}' the share "
+            f"{len(moved)} of {result.classes} classes moved away from the trend; for '{row['class']}' the share "
             f"missed went from {100 * row['fnr_reference']:.0f} % to {100 * row['fnr']:.0f} %."
         )
     floor = result.measures["cev"].floor
@@ -349,11 +349,13 @@ def show(result: Audit, reference: str) -> None:
         )
     console.print(Text(sentence(result)))
     table = Table(title="Worst classes", title_justify="left", box=None, pad_edge=False)
-    for heading in ("class", "support", "FNR before", "after", "d_FNR %", "FPR before", "after", "d_FPR %", "p"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for heading in ("class", "support", "FNR %", "after", "d_FNR", "FPR %", "after", "d_FPR", "p"):
+        left = heading == "class"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, max_width=24 if left else None)
     for row in worst(result):
-        cells = [row["support"], *(row[key] for key in ("fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr"))]
-        texts = [str(cells[0]), *(number(cell) for cell in cells[1:])]
+        shares = [number(100 * row[key]) for key in ("fnr_reference", "fnr", "fpr_reference", "fpr")]
+        changes = [f"{row[key]:+.0f}" if row[key] is not None else "–" for key in ("d_fnr", "d_fpr")]
+        texts = [str(row["support"]), *shares[:2], changes[0], *shares[2:], changes[1]]
         p = number(row["p_value"], 2) + (" *" if row["significant"] else "")
         table.add_row(Text(row["class"]), *texts, p)
     console.print(table)
@@ -385,7 +387,7 @@ h2{font-size:17px;margin:0 0 12px}p{margin:0 0 10px}.soft{color:var(--soft);font
 .lead{font-size:17px;max-width:860px;margin:18px 0 22px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin-bottom:18px}
 .card,section{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-section{margin-bottom:18px;overflow-x:auto}.card b{display:block;font-size:28px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
+section{margin-bottom:18px;overflow-x:auto}.card b{display:block;white-space:nowrap;font-size:25px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
 .card span{color:var(--soft);font-size:12.5px;display:block}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);padding:6px 10px 6px 0;white-space:nowrap}
@@ -422,7 +424,7 @@ def page(result: Audit, reference: str) -> str:
     if "accuracy" in result.measures and "accuracy_change" in result.measures:
         change = result.measures["accuracy_change"]
         before = result.measures["accuracy"].value - change.value
-        text = f"{100 * before:.1f} → {100 * result.measures['accuracy'].value:.1f} %"
+        text = f"{100 * before:.1f} → {100 * result.measures['accuracy'].value:.1f}\u00a0%"
         ends = change.interval
         spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
         cards.insert(0, ("Accuracy", text, spread))
@@ -523,7 +525,7 @@ def scatter(result: Audit) -> str:
     )
     parts.append(
         '<p class="key soft"><span><i style="background:#2456c9"></i>class</span><span><i style="background:#c2410c"></i>class whose '
-        "recall moved against the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
+        "recall moved away from the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
         "<span>dashed: both rates changed alike</span></p>"
     )
     return "".join(parts)

@@ -332,7 +332,7 @@ def compare(
     a, b = len(firsts), len(seconds)
     observed = table.point()[0][measure]
     weights = np.repeat([1 / a, -1 / b], [a, b])
-    difference = float(observed @ weights)
+    difference = float(observed[:a].mean() - observed[a:].mean())
     if not np.isfinite(difference):
         raise UserError(f"measure: '{measure}' does not exist for every trial, so there is no difference")
     unit = "both" if min(a, b) > 1 else "examples"
@@ -382,7 +382,8 @@ def _permute_seeds(first, second, paired: bool, resamples: int, generator) -> tu
             picks = generator.permuted(np.tile(np.arange(a + b), (resamples, 1)), axis=1)[:, :a]
         own = pooled[picks].sum(1)
         found, observed = own / a - (pooled.sum() - own) / b, first.mean() - second.mean()
-    extreme = int((np.abs(found) >= abs(observed) * (1 - 1e-9)).sum())
+    least = abs(observed) - 1e-9 * np.abs(np.concatenate([first, second])).mean()  # arrangements tie but for rounding
+    extreme = int((np.abs(found) >= least).sum())
     exact = total <= 20_000
     p = extreme / len(found) if exact else (extreme + 1) / (len(found) + 1)
     both_tails = 2 if paired or a == b else 1
@@ -403,7 +404,8 @@ def _permute_examples(table: Table, measure: str, trials: int, difference: float
         ]
         values = table.values([*mixed, own[-1]])[measure]
         found = values[:, :trials].mean(1) - values[:, trials:].mean(1)
-        extreme += int((~(np.abs(found) < abs(difference) * (1 - 1e-9))).sum())  # one that does not exist counts as extreme
+        least = abs(difference) - 1e-9 * np.abs(values[np.isfinite(values)]).mean()  # arrangements tie but for rounding
+        extreme += int((~(np.abs(found) < least)).sum())  # one that does not exist counts as extreme
     return (extreme + 1) / (resamples + 1)
 
 
