@@ -42,16 +42,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or a Predict folder of the store."
     )
     parser.add_argument("--reference", required=True, metavar="REF", help="predictions of the dense network")
-    parser.add_argument("--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method")
     parser.add_argument(
-        "--reference-trials", nargs="+", default=[], metavar="REF2", help="more dense networks: with REF they make the floor"
+        "--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method"
     )
-    parser.add_argument("--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example")
-    parser.add_argument("--json", metavar="PATH", help="write the result here; - for the standard output and nothing else")
+    parser.add_argument(
+        "--reference-trials",
+        nargs="+",
+        default=[],
+        metavar="REF2",
+        help="more dense networks: with REF they make the floor",
+    )
+    parser.add_argument(
+        "--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example"
+    )
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the result here; - for the standard output and nothing else"
+    )
     parser.add_argument("--html", metavar="PATH", help="write one self-contained page here")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
-    parser.add_argument("--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors")
+    parser.add_argument(
+        "--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors"
+    )
     parser.add_argument("--undefined", choices=("omit", "error"), default="omit", help="what to do with such classes")
 
 
@@ -67,7 +79,9 @@ def main(arguments: argparse.Namespace) -> int:
     reference, rest = predictions[0], predictions[1:]
     candidates, trials = rest[: len(arguments.candidate)], rest[len(arguments.candidate) :]
     if groups is not None and len(groups) != len(reference.labels):
-        raise UserError(f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example")
+        raise UserError(
+            f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example"
+        )
     result = score(
         references=reference,
         candidates=candidates,
@@ -79,7 +93,9 @@ def main(arguments: argparse.Namespace) -> int:
         smoothing=arguments.smoothing,
         undefined=arguments.undefined,
     )
-    text = json.dumps({"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(
+        {"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False
+    )
     if arguments.json == "-":
         sys.stdout.write(text + "\n")
     else:
@@ -172,9 +188,11 @@ def _read_folder(path: Path) -> Predictions:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not readable as .npz: no archive; save with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except ValueError as error:
         if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise UserError(f"{path}: holds a pickle, which is never read; save plain arrays of numbers") from None
@@ -182,8 +200,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as .npz: {first}") from None
-    except AttributeError:  # np.load gives a bare array for .npy bytes
-        raise UserError(f"{path}: not an .npz archive; save with numpy.savez") from None
+    broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if broken:  # a member that is no array comes back as its bytes
+        raise UserError(f"{path}: not readable as .npz: '{broken[0]}' is no array; save with numpy.savez")
+    return arrays
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
@@ -237,7 +257,9 @@ def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple
             return np.array([int(value) for value in values], np.int64)
         for value in values:
             if value not in place:
-                raise UserError(f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}")
+                raise UserError(
+                    f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}"
+                )
         return np.array([place[value] for value in values], np.int64)
 
     groups = None
@@ -321,7 +343,9 @@ def sentence(result: Audit) -> str:
         )
     floor = result.measures["cev"].floor
     if floor is not None:
-        beside = "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+        beside = (
+            "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+        )
         parts.append(f"Its CEV is {beside} what equally good dense networks show among each other.")
     return " ".join(parts)
 
@@ -337,15 +361,23 @@ def show(result: Audit, reference: str) -> None:
     console.print(Text(f"{names}  against  {reference}", style="bold"))
     console.print(
         Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
-        + Text(f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, {len(result.trials)} trial(s)")
+        + Text(
+            f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, {len(result.trials)} trial(s)"
+        )
     )
     console.print(
-        Text(f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}", style="dim")
+        Text(
+            f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
+            style="dim",
+        )
     )
     if len(result.trials) > 1:
         published = result.published
         console.print(
-            Text(f"rates averaged over trials first: CEV {number(published['cev'])}, SDE {number(published['sde'])}", style="dim")
+            Text(
+                f"rates averaged over trials first: CEV {number(published['cev'])}, SDE {number(published['sde'])}",
+                style="dim",
+            )
         )
     console.print(Text(sentence(result)))
     table = Table(title="Worst classes", title_justify="left", box=None, pad_edge=False)
@@ -419,7 +451,11 @@ def page(result: Audit, reference: str) -> str:
     cards = [
         ("CEV", number(result.cev), f"squared percent · without noise {_range(result.cev_interval)}"),
         ("SDE", number(result.sde), f"percent · without noise {_range(result.sde_interval)}"),
-        ("Classes used", f"{result.classes_used} of {result.classes}", f"{result.examples:,} examples · {len(result.trials)} trial(s)"),
+        (
+            "Classes used",
+            f"{result.classes_used} of {result.classes}",
+            f"{result.examples:,} examples · {len(result.trials)} trial(s)",
+        ),
     ]
     if "accuracy" in result.measures and "accuracy_change" in result.measures:
         change = result.measures["accuracy_change"]
@@ -433,7 +469,11 @@ def page(result: Audit, reference: str) -> str:
         for name, value, more in cards
     )
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in result.notes)
-    missing = f" Not measured: {', '.join(result.left_out)} ({'; '.join(sorted(set(result.left_out.values())))})." if result.left_out else ""
+    missing = (
+        f" Not measured: {', '.join(result.left_out)} ({'; '.join(sorted(set(result.left_out.values())))})."
+        if result.left_out
+        else ""
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Audit of {html.escape(candidates)}</title><style>{STYLE}</style></head><body><main>
@@ -463,7 +503,10 @@ def scatter(result: Audit) -> str:
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     span = max(float((high - low).max()), 1.0) * 1.12
     middle = (low + high) / 2
-    low, high = middle - span / 2, middle + span / 2  # one scale on both axes, so that the ellipse and the line are true
+    low, high = (
+        middle - span / 2,
+        middle + span / 2,
+    )  # one scale on both axes, so that the ellipse and the line are true
     left, top, side = 70, 16, 560
 
     def place(values: np.ndarray) -> tuple[float, float]:
@@ -471,7 +514,9 @@ def scatter(result: Audit) -> str:
 
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 7)
-    parts = [f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" aria-label="change of error rates by class">']
+    parts = [
+        f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" aria-label="change of error rates by class">'
+    ]
     parts.append(f'<clipPath id="box"><rect x="{left}" y="{top}" width="{side}" height="{side}"/></clipPath>')
     for axis in (0, 1):
         for tick in range(math.ceil(low[axis] / step), math.floor(high[axis] / step) + 1):
@@ -480,10 +525,14 @@ def scatter(result: Audit) -> str:
             label = f"{tick * step:+,.0f}" if tick else "0"
             if axis == 0:
                 parts.append(f'<path d="M{x:.1f} {top}V{top + side}" stroke="{stroke}"/>')
-                parts.append(f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" fill="#667085">{label}</text>')
+                parts.append(
+                    f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" fill="#667085">{label}</text>'
+                )
             else:
                 parts.append(f'<path d="M{left} {y:.1f}H{left + side}" stroke="{stroke}"/>')
-                parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="#667085">{label}</text>')
+                parts.append(
+                    f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="#667085">{label}</text>'
+                )
     ends = [place(np.full(2, value)) for value in (min(low), max(high))]
     parts.append('<g clip-path="url(#box)">')
     (x1, y1), (x2, y2) = ends
@@ -516,7 +565,9 @@ def scatter(result: Audit) -> str:
                 f'<text x="{px - 9 if flip else px + 9:.1f}" y="{py + 4:.1f}" font-size="11.5" fill="#344054" '
                 f'text-anchor="{"end" if flip else "start"}">{html.escape(row["class"][:24])}</text>'
             )
-    parts.append(f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" stroke="#111827" stroke-width="2.5"/>')
+    parts.append(
+        f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" stroke="#111827" stroke-width="2.5"/>'
+    )
     parts.append(
         f'<text x="{left + side / 2}" y="{top + side + 44}" text-anchor="middle" font-size="13.5" fill="#1c2430">'
         "change of false positive rate, percent</text>"
@@ -538,26 +589,44 @@ def _cell(value: float | None, text: str | None = None) -> str:
 
 def _measure_table(result: Audit) -> str:
     floors = result.floor_networks > 0
-    head = ["measure", "value", "95 % interval", "unit", "better"] + (["floor", "excess", "percentile"] if floors else [])
+    head = ["measure", "value", "95 % interval", "unit", "better"] + (
+        ["floor", "excess", "percentile"] if floors else []
+    )
     rows = []
     for each in result.measures.values():
         cells = [f"<td>{html.escape(each.title)}</td>", _cell(each.value), f"<td>{_range(each.interval)}</td>"]
         cells += [f"<td>{html.escape(each.unit)}</td>", f"<td>{html.escape(each.better)}</td>"]
         if floors and each.floor:
             floor = each.floor
-            cells += [f"<td>{number(floor.low)} to {number(floor.high)}</td>", _cell(floor.excess), _cell(floor.percentile)]
+            cells += [
+                f"<td>{number(floor.low)} to {number(floor.high)}</td>",
+                _cell(floor.excess),
+                _cell(floor.percentile),
+            ]
         elif floors:
             cells += ["<td>–</td>"] * 3
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f'<th{" class=n" if name in ("value", "excess", "percentile") else ""}>{name}</th>' for name in head)
+    heads = "".join(
+        f"<th{' class=n' if name in ('value', 'excess', 'percentile') else ''}>{name}</th>" for name in head
+    )
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _class_table(result: Audit) -> str:
-    keys = ("support", "fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr", "excess_accuracy_gap", "p_value")
+    keys = (
+        "support",
+        "fnr_reference",
+        "fnr",
+        "d_fnr",
+        "fpr_reference",
+        "fpr",
+        "d_fpr",
+        "excess_accuracy_gap",
+        "p_value",
+    )
     titles = ("support", "FNR before", "after", "change %", "FPR before", "after", "change %", "excess gap", "p")
     rows = "".join(
-        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["class"])}</td>'
+        f"<tr{' class=hit' if row['significant'] else ''}><td>{html.escape(row['class'])}</td>"
         + "".join(_cell(row[key]) for key in keys)
         + "</tr>"
         for row in worst(result, len(result.per_class))
@@ -571,7 +640,7 @@ def _group_section(result: Audit) -> str:
         return ""
     keys = ("support", "accuracy", "accuracy_change", "excess_accuracy_gap", "cev", "sde", "p_value")
     rows = "".join(
-        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["group"])}</td>'
+        f"<tr{' class=hit' if row['significant'] else ''}><td>{html.escape(row['group'])}</td>"
         + "".join(_cell(row.get(key)) for key in keys)
         + "</tr>"
         for row in result.groups["per_group"]

@@ -69,7 +69,14 @@ def files(tmp_path):
 
 def test_json_has_the_promised_keys_and_values(files, capsys):
     found = result_of(
-        capsys, "--reference", files["dense"], "--candidate", files["pruned"], files["second"], "--reference-trials", files["other"]
+        capsys,
+        "--reference",
+        files["dense"],
+        "--candidate",
+        files["pruned"],
+        files["second"],
+        "--reference-trials",
+        files["other"],
     )
     assert {"classes", "classes_used", "cev", "sde", "cev_interval", "sde_interval"} <= set(found)
     dense = bias.rates(LABELS, logits(1))
@@ -115,13 +122,19 @@ def test_every_kind_of_file_gives_the_same(files, tmp_path, capsys):
     for kind, (reference, candidate) in kinds.items():
         found = result_of(capsys, "--reference", reference, "--candidate", candidate)
         assert found["cev"] == pytest.approx(expected["cev"]) and found["sde"] == pytest.approx(expected["sde"]), kind
-    assert {row["class"] for row in result_of(capsys, "--reference", folders[0], "--candidate", folders[1])["per_class"]} == set(NAMES)
+    assert {
+        row["class"] for row in result_of(capsys, "--reference", folders[0], "--candidate", folders[1])["per_class"]
+    } == set(NAMES)
 
 
 def test_groups_from_a_column_and_from_a_file(files, tmp_path, capsys):
     groups = np.random.default_rng(9).choice(["north", "south"], len(LABELS))
     column = result_of(
-        capsys, "--reference", table(tmp_path, "a.csv", logits(1), groups), "--candidate", table(tmp_path, "b.csv", logits(2, 0.4), groups)
+        capsys,
+        "--reference",
+        table(tmp_path, "a.csv", logits(1), groups),
+        "--candidate",
+        table(tmp_path, "b.csv", logits(2, 0.4), groups),
     )["groups"]["per_group"]
     listed = write(tmp_path, "g.csv", "group\n" + "\n".join(groups) + "\n")
     packed = save(tmp_path, "g.npz", groups=groups)

@@ -82,7 +82,7 @@ def test_logits_predictions_and_confusion_agree():
     np.add.at(confusion, (DENSE.labels, DENSE.predictions), 1)
     found = [rates(LABELS, DENSE.logits), rates(LABELS, DENSE.predictions), rates_from_confusion(confusion)]
     for c in range(4):
-        positive, answered = LABELS == c, DENSE.predictions == c
+        positive, answered = c == LABELS, DENSE.predictions == c
         for each in found:
             assert each.fnr[c] == pytest.approx((positive & ~answered).sum() / positive.sum())
             assert each.fpr[c] == pytest.approx((~positive & answered).sum() / (~positive).sum())
@@ -110,7 +110,9 @@ def test_trials_and_averaged_rates():
     dense, trials = rates(LABELS, DENSE.predictions), [rates(LABELS, each.predictions) for each in PRUNED]
     found = cev(dense, trials)
     assert found.trials == tuple(cev(dense, trial).value for trial in trials)
-    assert found.value == pytest.approx(np.mean(found.trials)) and found.spread == pytest.approx(np.std(found.trials, ddof=1))
+    assert found.value == pytest.approx(np.mean(found.trials)) and found.spread == pytest.approx(
+        np.std(found.trials, ddof=1)
+    )
     mean = Rates(np.mean([t.fpr for t in trials], 0), np.mean([t.fnr for t in trials], 0), dense.support)
     assert cev(dense, trials, average="rates").value == pytest.approx(cev(dense, mean).value)
     assert cev([dense, trials[0]], trials[1:]).trials == (cev(dense, trials[1]).value, cev(trials[0], trials[2]).value)
@@ -156,20 +158,25 @@ def slow_ece(each, bins=15):
         p = slow_softmax(row)
         place = next(b for b in range(bins) if max(p) <= (b + 1) / bins + 1e-15)
         inside[place].append((max(p), p.index(max(p)) == label))
-    return sum(abs(sum(c for c, _ in b) / len(b) - sum(r for _, r in b) / len(b)) * len(b) for b in inside if b) / len(each.labels)
+    return sum(abs(sum(c for c, _ in b) / len(b) - sum(r for _, r in b) / len(b)) * len(b) for b in inside if b) / len(
+        each.labels
+    )
 
 
 def slow_top5(each):
-    return sum(label in sorted(range(len(row)), key=lambda c: (-row[c], c))[:5] for label, row in zip(each.labels, each.logits, strict=True)) / len(
-        each.labels
-    )
+    return sum(
+        label in sorted(range(len(row)), key=lambda c: (-row[c], c))[:5]
+        for label, row in zip(each.labels, each.logits, strict=True)
+    ) / len(each.labels)
 
 
 def slow_js(reference, candidate):
     total = 0.0
     for a, b in zip(reference.logits.astype(float), candidate.logits.astype(float), strict=True):
         p, q = slow_softmax(a), slow_softmax(b)
-        total += sum(x * math.log(2 * x / (x + y)) / 2 + y * math.log(2 * y / (x + y)) / 2 for x, y in zip(p, q, strict=True))
+        total += sum(
+            x * math.log(2 * x / (x + y)) / 2 + y * math.log(2 * y / (x + y)) / 2 for x, y in zip(p, q, strict=True)
+        )
     return total / len(reference.labels)
 
 
@@ -187,7 +194,14 @@ def slow_corrected(reference, candidate, classes):
             if not n:
                 break
             row1.append(100 * (s / (n + 1) - r / n))
-            row2.append(1e4 * (s * (s - 1) / ((n + 1) * (n + 2)) - 2 * r * s / ((n + 1) * n) + (r * (r - 1) / (n * (n - 1)) if n > 1 else 0)))
+            row2.append(
+                1e4
+                * (
+                    s * (s - 1) / ((n + 1) * (n + 2))
+                    - 2 * r * s / ((n + 1) * n)
+                    + (r * (r - 1) / (n * (n - 1)) if n > 1 else 0)
+                )
+            )
         if len(row1) == 2:
             first.append(row1)
             second.append(row2)
@@ -200,7 +214,13 @@ def slow_cev_corrected(reference, candidate, classes):
     total = 0.0
     for k in (0, 1):
         total += sum(row[k] for row in second) / many
-        total -= sum(first[i][k] * first[j][k] for i in range(many) for j in range(many) if i != j) / (many * (many - 1))
+        total -= sum(first[i][k] * first[j][k] for i in range(many) for j in range(many) if i != j) / (
+            many * (many - 1)
+        )
+    false_positives = [sum((reference.predictions == c) & (reference.labels != c)) for c in range(classes)]
+    for t, p, q in zip(reference.labels, reference.predictions, candidate.predictions, strict=True):
+        if t not in (p, q) and p != q:
+            total -= 2e4 / (false_positives[p] * (false_positives[q] + 1)) / (many * (many - 1))
     return total / 2
 
 
@@ -237,7 +257,8 @@ SLOW = {
     "intensification": slow_intensification,
     "js_divergence": lambda r, c, n: slow_js(r, c),
     "max_excess_accuracy_gap": lambda r, c, n: max(
-        (a - b) - (slow_accuracy(r) - slow_accuracy(c)) for a, b in zip(slow_recalls(r, n), slow_recalls(c, n), strict=True)
+        (a - b) - (slow_accuracy(r) - slow_accuracy(c))
+        for a, b in zip(slow_recalls(r, n), slow_recalls(c, n), strict=True)
     ),
     "recall_range": lambda r, c, n: max(slow_recalls(c, n)) - min(slow_recalls(c, n)),
     "recall_variance": lambda r, c, n: np.var(slow_recalls(c, n)),
@@ -260,7 +281,9 @@ def slow_pie(reference, candidates):
 
 SLOW_OVER_TRIALS = {
     "pie": slow_pie,
-    "pie_unanimous": lambda r, cs: sum(all(c.predictions[i] != r.predictions[i] for c in cs) for i in range(len(r.labels))),
+    "pie_unanimous": lambda r, cs: sum(
+        all(c.predictions[i] != r.predictions[i] for c in cs) for i in range(len(r.labels))
+    ),
 }
 
 
@@ -325,7 +348,9 @@ def test_names_order_and_copies_do_not_matter(test, random):
             assert found is None
             continue
         for one, other in zip(found, expected, strict=True):
-            assert one.value == pytest.approx(other.value, rel=1e-9, abs=1e-9) and one.classes_used == other.classes_used
+            assert (
+                one.value == pytest.approx(other.value, rel=1e-9, abs=1e-9) and one.classes_used == other.classes_used
+            )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -352,7 +377,9 @@ def test_equal_relative_change_is_no_bias(pairs, factor):
     fpr, fnr = np.array(pairs).T
     before = Rates(fpr, fnr, np.full(len(fpr), 100.0))
     after = Rates(fpr * factor, fnr * factor, before.support)
-    assert cev(before, after).value == pytest.approx(0, abs=1e-6) and sde(before, after).value == pytest.approx(0, abs=1e-6)
+    assert cev(before, after).value == pytest.approx(0, abs=1e-6) and sde(before, after).value == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 # Resampling
@@ -466,11 +493,11 @@ def test_holm_by_hand():
 def test_class_significance_against_scipy():
     pair = pair_of(DENSE, PRUNED[0], 4)
     change = (PRUNED[0].predictions == LABELS) * 1.0 - (DENSE.predictions == LABELS)
-    raw = [stats.ttest_ind(change[LABELS == c], change[LABELS != c], equal_var=False).pvalue for c in range(4)]
+    raw = [stats.ttest_ind(change[c == LABELS], change[c != LABELS], equal_var=False).pvalue for c in range(4)]
     assert bias.class_significance([pair])[0] == pytest.approx(bias.holm(np.array(raw)))
     pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
     shift = [
-        [(each.predictions == LABELS)[LABELS == c].mean() - (each.predictions == LABELS).mean() for c in range(4)]
+        [(each.predictions == LABELS)[c == LABELS].mean() - (each.predictions == LABELS).mean() for c in range(4)]
         for each in (DENSE, *PRUNED)
     ]
     raw = stats.ttest_1samp(np.array(shift[1:]) - shift[0], 0).pvalue
@@ -498,9 +525,10 @@ def test_audit_holds_the_plain_functions():
     assert found.percentile == pytest.approx(100 * np.mean(np.array(floor) <= result.cev))
     assert all(each.interval is not None for each in result.measures.values())
     assert {row["measure"] for row in result.rows()} == set(MEASURES) and len(result.per_class_rows()) == 4
-    assert bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json() == bias.audit(
-        references=DENSE, candidates=PRUNED, resamples=200
-    ).to_json()
+    assert (
+        bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
+        == bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
+    )
 
 
 def test_groups_are_the_test_set_cut_up():
@@ -508,9 +536,7 @@ def test_groups_are_the_test_set_cut_up():
     result = bias.audit(references=DENSE, candidates=PRUNED[:1], groups=groups, resamples=100).groups
     for g, row in enumerate(result["per_group"]):
         inside = groups == g
-        before, after = (
-            Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0])
-        )
+        before, after = (Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0]))
         alone = bias.audit(references=before, candidates=after, resamples=10)
         for name, value in alone.measures.items():
             assert row[name] == pytest.approx(value.value), name
@@ -583,7 +609,8 @@ BAD = {
         references=Predictions([0, 1], [1, 0], source="a"), candidates=Predictions([1, 0], [0, 1], source="b")
     ),
     "b: class '2' is missing from the labels, a has it": lambda: bias.audit(
-        references=Predictions([0, 1, 2], [1, 0, 0], source="a"), candidates=Predictions([0, 1, 1], [1, 0, 0], source="b")
+        references=Predictions([0, 1, 2], [1, 0, 0], source="a"),
+        candidates=Predictions([0, 1, 1], [1, 0, 0], source="b"),
     ),
     "only one class among the labels": lambda: bias.audit(
         references=Predictions(ONES, ONES * 0), candidates=Predictions(ONES, ONES)

@@ -51,9 +51,13 @@ class Predictions:
         if self.logits is not None:
             logits = _logits(self.logits, self.source)
             if len(logits) != len(labels):
-                raise UserError(f"{self.source}: {len(labels)} labels but {len(logits)} rows of logits; give one of each")
+                raise UserError(
+                    f"{self.source}: {len(labels)} labels but {len(logits)} rows of logits; give one of each"
+                )
             if count > logits.shape[1]:
-                raise UserError(f"{self.source}: label {count - 1} is out of range for {logits.shape[1]} columns of logits")
+                raise UserError(
+                    f"{self.source}: label {count - 1} is out of range for {logits.shape[1]} columns of logits"
+                )
             object.__setattr__(self, "logits", logits)
         if self.classes is not None:
             classes = tuple(str(name) for name in self.classes)
@@ -260,7 +264,12 @@ def cev(
     """
     factor = 1.0 if halved else 2.0
     return _score(
-        reference, candidate, lambda d, used: factor * cev_of(d, used), average, undefined=undefined, smoothing=smoothing
+        reference,
+        candidate,
+        lambda d, used: factor * cev_of(d, used),
+        average,
+        undefined=undefined,
+        smoothing=smoothing,
     )
 
 
@@ -390,7 +399,9 @@ def _logits(logits: np.ndarray, source: str) -> np.ndarray:
         raise UserError(f"{source}: logits have shape {list(logits.shape)}; give numbers [examples, classes]")
     bad = ~np.isfinite(logits)
     if bad.any():
-        raise UserError(f"{source}: logits hold NaN or infinity, first in row {int(bad.any(1).argmax())}; mend the model")
+        raise UserError(
+            f"{source}: logits hold NaN or infinity, first in row {int(bad.any(1).argmax())}; mend the model"
+        )
     return logits
 
 

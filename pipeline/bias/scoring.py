@@ -266,7 +266,9 @@ def audit(
             "the class and are wider than they need to be"
         )
     if used < count:
-        notes.append(f"{count - used} of {count} classes have a reference rate of zero or no examples and are left out of CEV and SDE")
+        notes.append(
+            f"{count - used} of {count} classes have a reference rate of zero or no examples and are left out of CEV and SDE"
+        )
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -336,7 +338,9 @@ def compare(
     if not np.isfinite(difference):
         raise UserError(f"measure: '{measure}' does not exist for every trial, so there is no difference")
     unit = "both" if min(a, b) > 1 else "examples"
-    bounds = corrected_interval(pairs, measure, level=level, unit=unit, signs=weights) if measure.startswith("cev") else None
+    bounds = (
+        corrected_interval(pairs, measure, level=level, unit=unit, signs=weights) if measure.startswith("cev") else None
+    )
     if bounds is None:
         draws = bootstrap(table, resamples=resamples, seed=seed).trials[measure]
         values = draws @ weights
@@ -344,7 +348,9 @@ def compare(
             values = values + _seed_noise(draws, a, b, weights, paired=not shared, seed=seed)
         bounds = interval(difference, values, level=level, unit=unit)
     generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
-    by_seeds = _permute_seeds(observed[:a], observed[a:], not shared, resamples, generator) if min(a, b) > 1 else (None, None)
+    by_seeds = (
+        _permute_seeds(observed[:a], observed[a:], not shared, resamples, generator) if min(a, b) > 1 else (None, None)
+    )
     p_examples = _permute_examples(table, measure, a, difference, resamples, generator) if a == b else None
     return Comparison(measure, difference, bounds, p_examples, *by_seeds)
 
@@ -400,7 +406,8 @@ def _permute_examples(table: Table, measure: str, trials: int, difference: float
         stay = generator.binomial(multiplicity, 0.5, (len(multiplicity), size)).astype(np.float64)
         own, other = table.sums(stay), table.sums(multiplicity - stay)
         mixed = [
-            {name: own[i][name] + other[(i + trials) % (2 * trials)][name] for name in own[i]} for i in range(2 * trials)
+            {name: own[i][name] + other[(i + trials) % (2 * trials)][name] for name in own[i]}
+            for i in range(2 * trials)
         ]
         values = table.values([*mixed, own[-1]])[measure]
         found = values[:, :trials].mean(1) - values[:, trials:].mean(1)
@@ -415,7 +422,9 @@ def _measure(name: str) -> type[Measure]:
     return MEASURES[name]
 
 
-def _choose(pairs: Sequence[Pair], names: Sequence[str] | None, smoothing: float) -> tuple[list[Measure], dict[str, str]]:
+def _choose(
+    pairs: Sequence[Pair], names: Sequence[str] | None, smoothing: float
+) -> tuple[list[Measure], dict[str, str]]:
     """The measures that the inputs allow, and why others are missing."""
     wanted = list(dict.fromkeys(["cev", "sde", *(names if names is not None else MEASURES)]))
     logits, paired = all(pair.has_logits for pair in pairs), all(pair.paired for pair in pairs)
@@ -441,15 +450,21 @@ def _class_names(everything: Sequence[Predictions], classes: Sequence[str] | Non
         elif names != each.classes and classes is None:
             missing = sorted(set(names) ^ set(each.classes))
             trouble = f"class '{missing[0]}' is in one of them only" if missing else "the order differs"
-            raise UserError(f"{each.source}: classes differ from those of {source}: {trouble}; give the same classes to all")
+            raise UserError(
+                f"{each.source}: classes differ from those of {source}: {trouble}; give the same classes to all"
+            )
     widths = {each.logits.shape[1]: each for each in everything if each.logits is not None}
     count = len(names) if names is not None else max(each.class_count for each in everything)
     for width, each in widths.items():
         if width != count:
-            raise UserError(f"{each.source}: logits of {width} classes, but there are {count}; give the same classes to all")
+            raise UserError(
+                f"{each.source}: logits of {width} classes, but there are {count}; give the same classes to all"
+            )
     for each in everything:
         if each.class_count > count:
-            raise UserError(f"{each.source}: class {each.class_count - 1} is out of range for {count} classes of {source}")
+            raise UserError(
+                f"{each.source}: class {each.class_count - 1} is out of range for {count} classes of {source}"
+            )
     return names if names is not None else tuple(str(c) for c in range(count))
 
 
@@ -607,7 +622,9 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     if groups.shape != pairs[0].labels.shape:
         raise UserError(f"groups: {len(groups)} values for {len(pairs[0].labels)} examples; give one per example")
     if not all(pair.paired for pair in pairs):
-        raise UserError("groups: a confusion matrix does not tell the group of an example; give predictions per example")
+        raise UserError(
+            "groups: a confusion matrix does not tell the group of an example; give predictions per example"
+        )
     if groups.dtype.kind not in "iu" or groups.min() < 0:
         raise UserError("groups: give whole numbers from 0, one per example")
     many = int(groups.max()) + 1
@@ -621,9 +638,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     for table in _tables(pairs, chosen):
         weights = np.zeros((len(table.multiplicity), many))
         np.add.at(weights, (table.cell, groups), 1.0)
-        sums = [
-            {name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)
-        ]
+        sums = [{name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)]
         for name, value in table.values(sums).items():
             inside[name] = np.full(many, np.nan)
             inside[name][size > 0] = value.mean(1)
@@ -668,14 +683,17 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
             for g, inside_gap in enumerate(_group_gaps(over, size))
         ],
         "measures": brief(of_groups),
-        "class_within_group": brief(of_both) | {"classes": int((np.bincount(labels, minlength=count * many) > 0).sum()), "classes_used": used},
+        "class_within_group": brief(of_both)
+        | {"classes": int((np.bincount(labels, minlength=count * many) > 0).sum()), "classes_used": used},
         "per_class_within_group": rows,
         "significance": test,
     }
 
 
 def _group_gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
-    lost = np.mean([(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0)
+    lost = np.mean(
+        [(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0
+    )
     total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
     return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
 
