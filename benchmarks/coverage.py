@@ -1,7 +1,7 @@
-"""How often do nominal 95 % intervals of CEV and SDE hold the true value? Simulated pairs of classifiers of known truth.
+"""How often do nominal 95 % intervals of CEV and SDE hold the true value? Simulated pairs of known truth.
 
-A population of examples is a distribution over (label, reference prediction, candidate prediction), so the true CEV and SDE
-are exact. Each simulated test set is drawn from it; each method makes its interval from that test set alone.
+A population of examples is a distribution over (label, reference prediction, candidate prediction), so the true CEV
+and SDE are exact. Each simulated test set is drawn from it; each method makes its interval from that test set alone.
 
     python benchmarks/coverage.py [--sets 200] [--resamples 400]
 """

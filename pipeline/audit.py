@@ -1,4 +1,4 @@
-"""The verb ``audit``: compares any two classifiers class by class from their prediction files, without a config or a store."""
+"""The verb ``audit``: compares any two classifiers class by class from prediction files, without config or store."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class _Words:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.description = (
-        "Compares candidates with a reference on the same test set, class by class. A file is .npz with 'labels' and 'logits' "
-        "or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header label,prediction[,group]; "
-        "or a Predict folder of the store."
+        "Compares candidates with a reference on the same test set, class by class. A file is .npz with 'labels' and "
+        "'logits' or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header "
+        "label,prediction[,group]; or a Predict folder of the store."
     )
     parser.add_argument("--reference", required=True, metavar="REF", help="predictions of the dense network")
     parser.add_argument(
@@ -320,7 +320,7 @@ def worst(result: Audit, many: int = 10) -> list[dict[str, Any]]:
 
 def sentence(result: Audit) -> str:
     """What was found, for somebody who has never heard of CEV."""
-    change = result.measures["accuracy_change"] if "accuracy_change" in result.measures else None
+    change = result.measures.get("accuracy_change")
     lost = -change.value * 100 if change is not None and change.value is not None else 0.0
     parts = []
     if abs(lost) < 0.05:
@@ -362,7 +362,8 @@ def show(result: Audit, reference: str) -> None:
     console.print(
         Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
         + Text(
-            f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, {len(result.trials)} trial(s)"
+            f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, "
+            f"{len(result.trials)} trial(s)"
         )
     )
     console.print(
@@ -419,16 +420,20 @@ h2{font-size:17px;margin:0 0 12px}p{margin:0 0 10px}.soft{color:var(--soft);font
 .lead{font-size:17px;max-width:860px;margin:18px 0 22px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin-bottom:18px}
 .card,section{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-section{margin-bottom:18px;overflow-x:auto}.card b{display:block;white-space:nowrap;font-size:25px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
+section{margin-bottom:18px;overflow-x:auto}
+.card b{display:block;white-space:nowrap;font-size:25px;
+font-weight:650;letter-spacing:-.02em;line-height:1.25}
 .card span{color:var(--soft);font-size:12.5px;display:block}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);padding:6px 10px 6px 0;white-space:nowrap}
+th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);
+padding:6px 10px 6px 0;white-space:nowrap}
 th.sort{cursor:pointer}td{border-bottom:1px solid #f0f2f5;padding:5px 10px 5px 0;vertical-align:top}
 td.n,th.n{text-align:right}tr.hit td:first-child{color:var(--hot);font-weight:600}
-svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
+svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}
+circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
 circle.hit{fill:var(--hot)}circle.c:hover{fill-opacity:1;stroke:var(--ink)}
-#tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;padding:6px 10px;border-radius:6px;
-white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;flex-wrap:wrap;justify-content:center;margin-top:8px}
+#tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;
+padding:6px 10px;border-radius:6px;white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;flex-wrap:wrap;justify-content:center;margin-top:8px}
 .key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
 """
 
@@ -465,7 +470,8 @@ def page(result: Audit, reference: str) -> str:
         spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
         cards.insert(0, ("Accuracy", text, spread))
     blocks = "".join(
-        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b><span>{html.escape(more)}</span></div>'
+        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
+        f"<span>{html.escape(more)}</span></div>"
         for name, value, more in cards
     )
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in result.notes)
@@ -483,12 +489,13 @@ def page(result: Audit, reference: str) -> str:
 <div class="cards">{blocks}</div>
 <section><h2>Relative change of error rates, one point a class</h2>{scatter(result)}</section>
 <section><h2>Measures</h2>{_measure_table(result)}
-<p class="soft">Intervals are at 95 %, over {"test examples and trials" if len(result.trials) > 1 else "test examples"}. Those of CEV and SDE
-are for the value that an endless test set would give; on a small one the plain value lies above them, since sampling noise
-adds to a squared quantity.{html.escape(missing)}</p></section>
+<p class="soft">Intervals are at 95 %, over test examples{" and trials" if len(result.trials) > 1 else ""}.
+Those of CEV and SDE are for the value that an endless test set would give; on a small one the plain value lies above
+them, since sampling noise adds to a squared quantity.{html.escape(missing)}</p></section>
 {_group_section(result)}
 <section><h2>Classes</h2>{_class_table(result)}
-<p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}). Click a heading to sort.</p></section>
+<p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}).
+Click a heading to sort.</p></section>
 {notes}</main><div id="tip"></div><script>{SCRIPT}</script></body></html>
 """
 
@@ -515,7 +522,8 @@ def scatter(result: Audit) -> str:
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 7)
     parts = [
-        f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" aria-label="change of error rates by class">'
+        f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" '
+        'aria-label="change of error rates by class">'
     ]
     parts.append(f'<clipPath id="box"><rect x="{left}" y="{top}" width="{side}" height="{side}"/></clipPath>')
     for axis in (0, 1):
@@ -526,12 +534,14 @@ def scatter(result: Audit) -> str:
             if axis == 0:
                 parts.append(f'<path d="M{x:.1f} {top}V{top + side}" stroke="{stroke}"/>')
                 parts.append(
-                    f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" fill="#667085">{label}</text>'
+                    f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" '
+                    f'fill="#667085">{label}</text>'
                 )
             else:
                 parts.append(f'<path d="M{left} {y:.1f}H{left + side}" stroke="{stroke}"/>')
                 parts.append(
-                    f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="#667085">{label}</text>'
+                    f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" '
+                    f'fill="#667085">{label}</text>'
                 )
     ends = [place(np.full(2, value)) for value in (min(low), max(high))]
     parts.append('<g clip-path="url(#box)">')
@@ -544,7 +554,8 @@ def scatter(result: Audit) -> str:
         radii = 2 * np.sqrt(np.maximum(lengths, 0)) * side / span
         angle = -math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
         parts.append(
-            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[1]:.1f}" ry="{radii[0]:.1f}" transform="rotate({angle:.2f} {x:.1f} {y:.1f})" '
+            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[1]:.1f}" ry="{radii[0]:.1f}" '
+            f'transform="rotate({angle:.2f} {x:.1f} {y:.1f})" '
             'fill="#2456c9" fill-opacity=".06" stroke="#2456c9" stroke-opacity=".5"/>'
         )
     parts.append("</g>")
@@ -553,7 +564,8 @@ def scatter(result: Audit) -> str:
         px, py = place(point)
         title = html.escape(
             f"{row['class']}\nFPR {number(row['fpr_reference'])} → {number(row['fpr'])} ({row['d_fpr']:+.0f} %)\n"
-            f"FNR {number(row['fnr_reference'])} → {number(row['fnr'])} ({row['d_fnr']:+.0f} %)\n{row['support']} examples"
+            f"FNR {number(row['fnr_reference'])} → {number(row['fnr'])} ({row['d_fnr']:+.0f} %)\n"
+            f"{row['support']} examples"
         )
         kind = "c hit" if row["significant"] else "c"
         parts.append(f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"><title>{title}</title></circle>')
@@ -566,16 +578,19 @@ def scatter(result: Audit) -> str:
                 f'text-anchor="{"end" if flip else "start"}">{html.escape(row["class"][:24])}</text>'
             )
     parts.append(
-        f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" stroke="#111827" stroke-width="2.5"/>'
+        f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" '
+        'stroke="#111827" stroke-width="2.5"/>'
     )
     parts.append(
         f'<text x="{left + side / 2}" y="{top + side + 44}" text-anchor="middle" font-size="13.5" fill="#1c2430">'
         "change of false positive rate, percent</text>"
-        f'<text transform="translate(18 {top + side / 2}) rotate(-90)" text-anchor="middle" font-size="13.5" fill="#1c2430">'
+        f'<text transform="translate(18 {top + side / 2}) rotate(-90)" text-anchor="middle" font-size="13.5" '
+        'fill="#1c2430">'
         "change of false negative rate, percent</text></svg>"
     )
     parts.append(
-        '<p class="key soft"><span><i style="background:#2456c9"></i>class</span><span><i style="background:#c2410c"></i>class whose '
+        '<p class="key soft"><span><i style="background:#2456c9"></i>class</span>'
+        '<span><i style="background:#c2410c"></i>class whose '
         "recall moved away from the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
         "<span>dashed: both rates changed alike</span></p>"
     )

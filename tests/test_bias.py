@@ -214,13 +214,8 @@ def slow_cev_corrected(reference, candidate, classes):
     total = 0.0
     for k in (0, 1):
         total += sum(row[k] for row in second) / many
-        total -= sum(first[i][k] * first[j][k] for i in range(many) for j in range(many) if i != j) / (
-            many * (many - 1)
-        )
-    false_positives = [sum((reference.predictions == c) & (reference.labels != c)) for c in range(classes)]
-    for t, p, q in zip(reference.labels, reference.predictions, candidate.predictions, strict=True):
-        if t not in (p, q) and p != q:
-            total -= 2e4 / (false_positives[p] * (false_positives[q] + 1)) / (many * (many - 1))
+        for i, j in itertools.product(range(many), repeat=2):
+            total -= (second[i][k] if i == j else first[i][k] * first[j][k]) / many**2
     return total / 2
 
 

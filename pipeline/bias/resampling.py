@@ -275,7 +275,7 @@ def interval(
     Args:
         estimate: the value on the examples as they are.
         draws: [resamples] bootstrap values; those that do not exist (NaN) are left out and mentioned.
-        left_out, multiplicity: [cells] from ``Table.jackknife`` and ``Table.multiplicity``; BCa's acceleration needs them.
+        left_out, multiplicity: [cells] from ``Table.jackknife`` and ``Table.multiplicity``; for BCa's acceleration.
 
     Returns:
         None where the estimate does not exist or fewer than half of the resamples have a value.
@@ -339,10 +339,10 @@ def corrected_interval(
     """An interval for the CEV or SDE that an endless test set would give.
 
     Resampling errors adds their noise a second time, so the bootstrap intervals of CEV and SDE lie above the truth (the
-    percentile interval covers it in a few percent of cases at 100 examples a class). This interval is the corrected
-    value plus and minus a t quantile times a jackknife standard error over examples; over trials (``both``) the variance
-    of their mean is added, with Satterthwaite's degrees of freedom. For SDE it is made for the mean square and brought
-    back by a root. It need not contain the plain CEV or SDE, which noise inflates; its low end is 0 where it would fall below.
+    percentile interval hardly ever covers it at 100 examples a class). This interval is the corrected value plus and
+    minus a t quantile times a jackknife standard error over examples; over trials (``both``) the variance of their mean
+    is added, with Satterthwaite's degrees of freedom. For SDE it is made for the mean square and brought back by a
+    root. It need not contain the plain CEV or SDE, which noise inflates; it does not go below 0.
 
     Args:
         pairs: the trials.

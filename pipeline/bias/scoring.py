@@ -262,12 +262,12 @@ def audit(
     notes = []
     if not all(pair.paired for pair in pairs):
         notes.append(
-            "a confusion matrix does not tell which examples two networks share: intervals take them as independent given "
-            "the class and are wider than they need to be"
+            "a confusion matrix does not tell which examples two networks share: intervals take them as independent "
+            "given the class and are wider than they need to be"
         )
     if used < count:
         notes.append(
-            f"{count - used} of {count} classes have a reference rate of zero or no examples and are left out of CEV and SDE"
+            f"{count - used} of {count} classes have a reference rate of zero or no examples: left out of CEV and SDE"
         )
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
@@ -369,7 +369,7 @@ def _seed_noise(draws: np.ndarray, a: int, b: int, weights: np.ndarray, *, paire
 
 
 def _permute_seeds(first, second, paired: bool, resamples: int, generator) -> tuple[float, float]:
-    """Two-sided permutation p of a difference of means, exact up to 20,000 arrangements, and the smallest possible p."""
+    """Two-sided permutation p of a difference of means, exact up to 20,000 arrangements, and the least possible p."""
     a, b = len(first), len(second)
     if paired:
         change = first - second
@@ -503,8 +503,8 @@ def _refuse_undefined(pairs: Sequence[Pair], names: Sequence[str], undefined: st
             zero = np.flatnonzero((positives == 0) | (negatives == 0))
             if len(zero):
                 raise UserError(
-                    f"{pair.reference.source}: class '{names[zero[0]]}' has a reference rate of zero and no relative change "
-                    f"({len(zero)} such classes); use undefined 'omit' or a smoothing"
+                    f"{pair.reference.source}: class '{names[zero[0]]}' has a reference rate of zero and no relative "
+                    f"change ({len(zero)} such classes); use undefined 'omit' or a smoothing"
                 )
 
 
