@@ -71,7 +71,8 @@ def main():
         best = np.median(seconds)
         print(
             f"{classes} classes, {arguments.examples:,} examples, {arguments.resamples:,} resamples: "
-            f"median {best:.3f} s of {arguments.repeats} ({min(seconds):.3f} to {max(seconds):.3f}), peak memory {memory:.2f} GiB"
+            f"median {best:.3f} s of {arguments.repeats} "
+            f"({min(seconds):.3f} to {max(seconds):.3f}), peak memory {memory:.2f} GiB"
         )
         for name, confusion in ways.items():
             start = time.perf_counter()

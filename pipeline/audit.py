@@ -433,7 +433,8 @@ svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}
 circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
 circle.hit{fill:var(--hot)}circle.c:hover{fill-opacity:1;stroke:var(--ink)}
 #tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;
-padding:6px 10px;border-radius:6px;white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;flex-wrap:wrap;justify-content:center;margin-top:8px}
+padding:6px 10px;border-radius:6px;white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;
+flex-wrap:wrap;justify-content:center;margin-top:8px}
 .key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
 """
 
@@ -663,5 +664,6 @@ def _group_section(result: Audit) -> str:
     heads = "<th>group</th>" + "".join(f'<th class="n">{key.replace("_", " ")}</th>' for key in keys)
     return (
         f"<section><h2>Groups</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        f'<p class="soft">Marked: accuracy changed otherwise than in the rest ({html.escape(result.groups["significance"])}).</p></section>'
+        '<p class="soft">Marked: accuracy changed otherwise than in the rest '
+        f"({html.escape(result.groups['significance'])}).</p></section>"
     )

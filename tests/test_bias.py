@@ -453,7 +453,7 @@ def test_intervals_agree_with_scipy():
     for method, theirs in (("percentile", "percentile"), ("basic", "basic"), ("bca", "BCa")):
         found = bias.interval(right.mean(), draws, method=method, left_out=left_out, multiplicity=table.multiplicity)
         expected = stats.bootstrap((right,), np.mean, n_resamples=20_000, method=theirs, rng=1).confidence_interval
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.004)
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.006)
         assert found.method == method
 
 

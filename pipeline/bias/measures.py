@@ -247,7 +247,7 @@ class CorrectedCombinedErrorVariance(Measure):
 
     title = "CEV, corrected for sampling noise"
     source = "derived here"
-    equation = "1/2 Σ_FPR,FNR [mean_c est(d_c²) - (Σ_c est(d_c²) + Σ_c≠c' est(d_c) est(d_c'))/C²]"
+    equation = "½ Σ_FPR,FNR [mean_c est(d_c²) - (Σ_c est(d_c²) + Σ_c≠c' est(d_c) est(d_c'))/C²]"
     unit = "squared percent"
     lowest = -np.inf
     better = "lower"
@@ -258,7 +258,6 @@ class CorrectedCombinedErrorVariance(Measure):
 
     def value(self, sums: Sums) -> np.ndarray:
         first, second, used = _unbiased_changes(sums)
-        several = used & (used.sum(-1, keepdims=True) > 1)  # one class alone does not vary
         products = first.sum(-1) ** 2 - (first**2).sum(-1)  # of two different classes, which are nearly independent
         mean_squared = (second.sum(-1) + products) / np.maximum(used.sum(-1, keepdims=True), 1)
         return 0.5 * _per_class((second.sum(-1) - mean_squared).sum(-1), used)
