@@ -241,8 +241,8 @@ class CorrectedCombinedErrorVariance(Measure):
     CEV is a mean of squares less the square of a mean; each square is replaced by an estimate that is unbiased when the
     counts of errors are Poisson numbers, and the mean's square is written out over pairs of classes. It may come out
     below 0, which says that the changes are no more uneven than noise. Derived here; its bias and coverage are measured
-    in benchmarks/coverage.py. An example that the reference calls c and the candidate c', both wrongly, ties two classes
-    together; that is neglected (0.3 % of the value with 5 classes, less with more).
+    in benchmarks/coverage.py. An example that the reference calls c and the candidate c', both wrongly, ties two
+    classes together; that is neglected (0.3 % of the value with 5 classes, less with more).
     """
 
     title = "CEV, corrected for sampling noise"

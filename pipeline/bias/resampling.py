@@ -340,7 +340,8 @@ def corrected_interval(
 
     Resampling errors adds their noise a second time, so the bootstrap intervals of CEV and SDE lie above the truth (the
     percentile interval hardly ever covers it at 100 examples a class). This interval is the corrected value plus and
-    minus a t quantile times a jackknife standard error over examples; over trials (``both``) the variance of their mean
+    minus a t quantile times a jackknife standard error over examples, the error itself growing with the value (a score
+    interval); over trials (``both``) the variance of their mean
     is added, with Satterthwaite's degrees of freedom. For SDE it is made for the mean square and brought back by a
     root. It need not contain the plain CEV or SDE, which noise inflates; it does not go below 0.
 
@@ -376,17 +377,37 @@ def corrected_interval(
         if seeds > 0:
             total = seeds + (examples if unit == "both" else 0)
             freedom = total**2 / sum(part**2 / own for part, own in parts)
-    reach = stdtrit(freedom, (1 + level) / 2) * np.sqrt((examples if unit != "seeds" else 0) + seeds)
-    low, high = estimate - reach, estimate + reach
+    variance = (examples if unit != "seeds" else 0) + seeds
+    quantile = stdtrit(freedom, (1 + level) / 2)
     note = "for the value without sampling noise"
+    if signs is not None:
+        reach = quantile * np.sqrt(variance)
+        return Interval(float(estimate - reach), float(estimate + reach), level, "corrected", unit, 0, note)
+    plain = Table(pairs, [MEASURES["sde" if squared else "cev"]()])
+    value = plain.point()[0]["sde" if squared else "cev"]
     if squared:
-        plain = Table(pairs, [MEASURES["sde"]()])
         sums = plain.sums(plain.multiplicity[:, None].astype(np.float64))[:-1]
-        shape = np.mean([distance_shape(each)[0] for each in sums])
-        low, high = (float(shape * np.sqrt(max(end, 0) / 2)) for end in (low, high))
-    elif signs is None:
-        low, high = max(low, 0.0), max(high, 0.0)
-    return Interval(float(low), float(high), level, "corrected", unit, 0, note)
+        shapes = np.array([distance_shape(each)[0] for each in sums])
+        value = 2 * (value / shapes) ** 2
+    observed = float(value.mean())
+    low, high = _score_interval(estimate, observed, quantile**2 * variance)
+    if squared:
+        low, high = (float(shapes.mean() * np.sqrt(end / 2)) for end in (low, high))
+    return Interval(low, high, level, "corrected", unit, 0, note)
+
+
+def _score_interval(estimate: float, observed: float, reach_squared: float) -> tuple[float, float]:
+    """All θ >= 0 with (estimate - θ)² <= reach² V(θ) / V(estimate).
+
+    Squared normal deviates with a mean noise of m around a true mean square θ have a variance in proportion to m + 2θ,
+    where m = observed - estimate. An interval that gives θ its own variance is longer upwards; the symmetric one misses
+    large θ whenever the estimate, and its standard error with it, came out small.
+    """
+    noise = max(observed - estimate, 0.0)
+    unit = reach_squared / max(observed + estimate, 0.5 * observed) if observed > 0 else 0.0  # m + 2 estimate below
+    middle = estimate + unit
+    reach = np.sqrt(max(middle**2 - estimate**2 + unit * noise, 0.0))
+    return max(float(middle - reach), 0.0), max(float(middle + reach), 0.0)
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
