@@ -1,4 +1,4 @@
-"""The verb ``audit``: compares any two classifiers class by class from their prediction files, without a config or a store."""
+"""The verb ``audit``: compares any two classifiers class by class from prediction files, without config or store."""
 
 from __future__ import annotations
 
@@ -37,21 +37,33 @@ class _Words:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verb."""
     parser.description = (
-        "Compares candidates with a reference on the same test set, class by class. A file is .npz with 'labels' and 'logits' "
-        "or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header label,prediction[,group]; "
-        "or a Predict folder of the store."
+        "Compares candidates with a reference on the same test set, class by class. A file is .npz with 'labels' and "
+        "'logits' or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header "
+        "label,prediction[,group]; or a Predict folder of the store."
     )
     parser.add_argument("--reference", required=True, metavar="REF", help="predictions of the dense network")
-    parser.add_argument("--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method")
     parser.add_argument(
-        "--reference-trials", nargs="+", default=[], metavar="REF2", help="more dense networks: with REF they make the floor"
+        "--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method"
     )
-    parser.add_argument("--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example")
-    parser.add_argument("--json", metavar="PATH", help="write the result here; - for the standard output and nothing else")
+    parser.add_argument(
+        "--reference-trials",
+        nargs="+",
+        default=[],
+        metavar="REF2",
+        help="more dense networks: with REF they make the floor",
+    )
+    parser.add_argument(
+        "--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example"
+    )
+    parser.add_argument(
+        "--json", metavar="PATH", help="write the result here; - for the standard output and nothing else"
+    )
     parser.add_argument("--html", metavar="PATH", help="write one self-contained page here")
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
-    parser.add_argument("--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors")
+    parser.add_argument(
+        "--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors"
+    )
     parser.add_argument("--undefined", choices=("omit", "error"), default="omit", help="what to do with such classes")
 
 
@@ -67,7 +79,9 @@ def main(arguments: argparse.Namespace) -> int:
     reference, rest = predictions[0], predictions[1:]
     candidates, trials = rest[: len(arguments.candidate)], rest[len(arguments.candidate) :]
     if groups is not None and len(groups) != len(reference.labels):
-        raise UserError(f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example")
+        raise UserError(
+            f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example"
+        )
     result = score(
         references=reference,
         candidates=candidates,
@@ -79,7 +93,9 @@ def main(arguments: argparse.Namespace) -> int:
         smoothing=arguments.smoothing,
         undefined=arguments.undefined,
     )
-    text = json.dumps({"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(
+        {"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False
+    )
     if arguments.json == "-":
         sys.stdout.write(text + "\n")
     else:
@@ -172,9 +188,11 @@ def _read_folder(path: Path) -> Predictions:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not readable as .npz: no archive; save with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except ValueError as error:
         if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise UserError(f"{path}: holds a pickle, which is never read; save plain arrays of numbers") from None
@@ -182,8 +200,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as .npz: {first}") from None
-    except AttributeError:  # np.load gives a bare array for .npy bytes
-        raise UserError(f"{path}: not an .npz archive; save with numpy.savez") from None
+    broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if broken:  # a member that is no array comes back as its bytes
+        raise UserError(f"{path}: not readable as .npz: '{broken[0]}' is no array; save with numpy.savez")
+    return arrays
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
@@ -237,7 +257,9 @@ def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple
             return np.array([int(value) for value in values], np.int64)
         for value in values:
             if value not in place:
-                raise UserError(f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}")
+                raise UserError(
+                    f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}"
+                )
         return np.array([place[value] for value in values], np.int64)
 
     groups = None
@@ -298,7 +320,7 @@ def worst(result: Audit, many: int = 10) -> list[dict[str, Any]]:
 
 def sentence(result: Audit) -> str:
     """What was found, for somebody who has never heard of CEV."""
-    change = result.measures["accuracy_change"] if "accuracy_change" in result.measures else None
+    change = result.measures.get("accuracy_change")
     lost = -change.value * 100 if change is not None and change.value is not None else 0.0
     parts = []
     if abs(lost) < 0.05:
@@ -306,22 +328,24 @@ def sentence(result: Audit) -> str:
     else:
         parts.append(f"The candidate gets {abs(lost):.1f} of 100 examples {'fewer' if lost > 0 else 'more'} right")
     low = result.cev_interval.low if result.cev_interval is not None else None
+    moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
     if result.cev == 0 and result.sde == 0:
         parts.append("and every class changed alike.")
-    elif low is not None and low > 0:
+    elif moved or (low is not None and low > 0):
         parts.append("and the change is uneven: some classes were hit harder than chance explains.")
     else:
-        parts.append("and the differences between classes are no larger than chance on this test set can explain.")
-    moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
+        parts.append("and this test set does not show that some classes were hit harder than others.")
     if moved:
         row = moved[0]
         parts.append(
-            f"{len(moved)} of {result.classes} classes moved against the trend beyond doubt; for '{row['class']}' the share "
+            f"{len(moved)} of {result.classes} classes moved away from the trend; for '{row['class']}' the share "
             f"missed went from {100 * row['fnr_reference']:.0f} % to {100 * row['fnr']:.0f} %."
         )
     floor = result.measures["cev"].floor
     if floor is not None:
-        beside = "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+        beside = (
+            "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+        )
         parts.append(f"Its CEV is {beside} what equally good dense networks show among each other.")
     return " ".join(parts)
 
@@ -337,23 +361,34 @@ def show(result: Audit, reference: str) -> None:
     console.print(Text(f"{names}  against  {reference}", style="bold"))
     console.print(
         Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
-        + Text(f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, {len(result.trials)} trial(s)")
+        + Text(
+            f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, "
+            f"{len(result.trials)} trial(s)"
+        )
     )
     console.print(
-        Text(f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}", style="dim")
+        Text(
+            f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
+            style="dim",
+        )
     )
     if len(result.trials) > 1:
         published = result.published
         console.print(
-            Text(f"rates averaged over trials first: CEV {number(published['cev'])}, SDE {number(published['sde'])}", style="dim")
+            Text(
+                f"rates averaged over trials first: CEV {number(published['cev'])}, SDE {number(published['sde'])}",
+                style="dim",
+            )
         )
     console.print(Text(sentence(result)))
     table = Table(title="Worst classes", title_justify="left", box=None, pad_edge=False)
-    for heading in ("class", "support", "FNR before", "after", "d_FNR %", "FPR before", "after", "d_FPR %", "p"):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for heading in ("class", "support", "FNR %", "after", "d_FNR", "FPR %", "after", "d_FPR", "p"):
+        left = heading == "class"
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, max_width=24 if left else None)
     for row in worst(result):
-        cells = [row["support"], *(row[key] for key in ("fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr"))]
-        texts = [str(cells[0]), *(number(cell) for cell in cells[1:])]
+        shares = [number(100 * row[key]) for key in ("fnr_reference", "fnr", "fpr_reference", "fpr")]
+        changes = [f"{row[key]:+.0f}" if row[key] is not None else "–" for key in ("d_fnr", "d_fpr")]
+        texts = [str(row["support"]), *shares[:2], changes[0], *shares[2:], changes[1]]
         p = number(row["p_value"], 2) + (" *" if row["significant"] else "")
         table.add_row(Text(row["class"]), *texts, p)
     console.print(table)
@@ -385,16 +420,21 @@ h2{font-size:17px;margin:0 0 12px}p{margin:0 0 10px}.soft{color:var(--soft);font
 .lead{font-size:17px;max-width:860px;margin:18px 0 22px}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin-bottom:18px}
 .card,section{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
-section{margin-bottom:18px;overflow-x:auto}.card b{display:block;font-size:28px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
+section{margin-bottom:18px;overflow-x:auto}
+.card b{display:block;white-space:nowrap;font-size:25px;
+font-weight:650;letter-spacing:-.02em;line-height:1.25}
 .card span{color:var(--soft);font-size:12.5px;display:block}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
-th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);padding:6px 10px 6px 0;white-space:nowrap}
+th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);
+padding:6px 10px 6px 0;white-space:nowrap}
 th.sort{cursor:pointer}td{border-bottom:1px solid #f0f2f5;padding:5px 10px 5px 0;vertical-align:top}
 td.n,th.n{text-align:right}tr.hit td:first-child{color:var(--hot);font-weight:600}
-svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
+svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}
+circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
 circle.hit{fill:var(--hot)}circle.c:hover{fill-opacity:1;stroke:var(--ink)}
-#tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;padding:6px 10px;border-radius:6px;
-white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;flex-wrap:wrap;justify-content:center;margin-top:8px}
+#tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;
+padding:6px 10px;border-radius:6px;white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;
+flex-wrap:wrap;justify-content:center;margin-top:8px}
 .key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
 """
 
@@ -417,21 +457,30 @@ def page(result: Audit, reference: str) -> str:
     cards = [
         ("CEV", number(result.cev), f"squared percent · without noise {_range(result.cev_interval)}"),
         ("SDE", number(result.sde), f"percent · without noise {_range(result.sde_interval)}"),
-        ("Classes used", f"{result.classes_used} of {result.classes}", f"{result.examples:,} examples · {len(result.trials)} trial(s)"),
+        (
+            "Classes used",
+            f"{result.classes_used} of {result.classes}",
+            f"{result.examples:,} examples · {len(result.trials)} trial(s)",
+        ),
     ]
     if "accuracy" in result.measures and "accuracy_change" in result.measures:
         change = result.measures["accuracy_change"]
         before = result.measures["accuracy"].value - change.value
-        text = f"{100 * before:.1f} → {100 * result.measures['accuracy'].value:.1f} %"
+        text = f"{100 * before:.1f} → {100 * result.measures['accuracy'].value:.1f}\u00a0%"
         ends = change.interval
         spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
         cards.insert(0, ("Accuracy", text, spread))
     blocks = "".join(
-        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b><span>{html.escape(more)}</span></div>'
+        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b>'
+        f"<span>{html.escape(more)}</span></div>"
         for name, value, more in cards
     )
     notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in result.notes)
-    missing = f" Not measured: {', '.join(result.left_out)} ({'; '.join(sorted(set(result.left_out.values())))})." if result.left_out else ""
+    missing = (
+        f" Not measured: {', '.join(result.left_out)} ({'; '.join(sorted(set(result.left_out.values())))})."
+        if result.left_out
+        else ""
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Audit of {html.escape(candidates)}</title><style>{STYLE}</style></head><body><main>
@@ -441,12 +490,13 @@ def page(result: Audit, reference: str) -> str:
 <div class="cards">{blocks}</div>
 <section><h2>Relative change of error rates, one point a class</h2>{scatter(result)}</section>
 <section><h2>Measures</h2>{_measure_table(result)}
-<p class="soft">Intervals are at 95 %, over {"test examples and trials" if len(result.trials) > 1 else "test examples"}. Those of CEV and SDE
-are for the value that an endless test set would give; on a small one the plain value lies above them, since sampling noise
-adds to a squared quantity.{html.escape(missing)}</p></section>
+<p class="soft">Intervals are at 95 %, over test examples{" and trials" if len(result.trials) > 1 else ""}.
+Those of CEV and SDE are for the value that an endless test set would give; on a small one the plain value lies above
+them, since sampling noise adds to a squared quantity.{html.escape(missing)}</p></section>
 {_group_section(result)}
 <section><h2>Classes</h2>{_class_table(result)}
-<p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}). Click a heading to sort.</p></section>
+<p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}).
+Click a heading to sort.</p></section>
 {notes}</main><div id="tip"></div><script>{SCRIPT}</script></body></html>
 """
 
@@ -461,7 +511,10 @@ def scatter(result: Audit) -> str:
     low, high = np.minimum(low, 0), np.maximum(high, 0)
     span = max(float((high - low).max()), 1.0) * 1.12
     middle = (low + high) / 2
-    low, high = middle - span / 2, middle + span / 2  # one scale on both axes, so that the ellipse and the line are true
+    low, high = (
+        middle - span / 2,
+        middle + span / 2,
+    )  # one scale on both axes, so that the ellipse and the line are true
     left, top, side = 70, 16, 560
 
     def place(values: np.ndarray) -> tuple[float, float]:
@@ -469,7 +522,10 @@ def scatter(result: Audit) -> str:
 
     step = 10 ** math.floor(math.log10(span / 4))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 7)
-    parts = [f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" aria-label="change of error rates by class">']
+    parts = [
+        f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" '
+        'aria-label="change of error rates by class">'
+    ]
     parts.append(f'<clipPath id="box"><rect x="{left}" y="{top}" width="{side}" height="{side}"/></clipPath>')
     for axis in (0, 1):
         for tick in range(math.ceil(low[axis] / step), math.floor(high[axis] / step) + 1):
@@ -478,10 +534,16 @@ def scatter(result: Audit) -> str:
             label = f"{tick * step:+,.0f}" if tick else "0"
             if axis == 0:
                 parts.append(f'<path d="M{x:.1f} {top}V{top + side}" stroke="{stroke}"/>')
-                parts.append(f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" fill="#667085">{label}</text>')
+                parts.append(
+                    f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" '
+                    f'fill="#667085">{label}</text>'
+                )
             else:
                 parts.append(f'<path d="M{left} {y:.1f}H{left + side}" stroke="{stroke}"/>')
-                parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="#667085">{label}</text>')
+                parts.append(
+                    f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" '
+                    f'fill="#667085">{label}</text>'
+                )
     ends = [place(np.full(2, value)) for value in (min(low), max(high))]
     parts.append('<g clip-path="url(#box)">')
     (x1, y1), (x2, y2) = ends
@@ -493,7 +555,8 @@ def scatter(result: Audit) -> str:
         radii = 2 * np.sqrt(np.maximum(lengths, 0)) * side / span
         angle = -math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
         parts.append(
-            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[1]:.1f}" ry="{radii[0]:.1f}" transform="rotate({angle:.2f} {x:.1f} {y:.1f})" '
+            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[1]:.1f}" ry="{radii[0]:.1f}" '
+            f'transform="rotate({angle:.2f} {x:.1f} {y:.1f})" '
             'fill="#2456c9" fill-opacity=".06" stroke="#2456c9" stroke-opacity=".5"/>'
         )
     parts.append("</g>")
@@ -502,7 +565,8 @@ def scatter(result: Audit) -> str:
         px, py = place(point)
         title = html.escape(
             f"{row['class']}\nFPR {number(row['fpr_reference'])} → {number(row['fpr'])} ({row['d_fpr']:+.0f} %)\n"
-            f"FNR {number(row['fnr_reference'])} → {number(row['fnr'])} ({row['d_fnr']:+.0f} %)\n{row['support']} examples"
+            f"FNR {number(row['fnr_reference'])} → {number(row['fnr'])} ({row['d_fnr']:+.0f} %)\n"
+            f"{row['support']} examples"
         )
         kind = "c hit" if row["significant"] else "c"
         parts.append(f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"><title>{title}</title></circle>')
@@ -514,16 +578,21 @@ def scatter(result: Audit) -> str:
                 f'<text x="{px - 9 if flip else px + 9:.1f}" y="{py + 4:.1f}" font-size="11.5" fill="#344054" '
                 f'text-anchor="{"end" if flip else "start"}">{html.escape(row["class"][:24])}</text>'
             )
-    parts.append(f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" stroke="#111827" stroke-width="2.5"/>')
+    parts.append(
+        f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" '
+        'stroke="#111827" stroke-width="2.5"/>'
+    )
     parts.append(
         f'<text x="{left + side / 2}" y="{top + side + 44}" text-anchor="middle" font-size="13.5" fill="#1c2430">'
         "change of false positive rate, percent</text>"
-        f'<text transform="translate(18 {top + side / 2}) rotate(-90)" text-anchor="middle" font-size="13.5" fill="#1c2430">'
+        f'<text transform="translate(18 {top + side / 2}) rotate(-90)" text-anchor="middle" font-size="13.5" '
+        'fill="#1c2430">'
         "change of false negative rate, percent</text></svg>"
     )
     parts.append(
-        '<p class="key soft"><span><i style="background:#2456c9"></i>class</span><span><i style="background:#c2410c"></i>class whose '
-        "recall moved against the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
+        '<p class="key soft"><span><i style="background:#2456c9"></i>class</span>'
+        '<span><i style="background:#c2410c"></i>class whose '
+        "recall moved away from the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
         "<span>dashed: both rates changed alike</span></p>"
     )
     return "".join(parts)
@@ -536,26 +605,44 @@ def _cell(value: float | None, text: str | None = None) -> str:
 
 def _measure_table(result: Audit) -> str:
     floors = result.floor_networks > 0
-    head = ["measure", "value", "95 % interval", "unit", "better"] + (["floor", "excess", "percentile"] if floors else [])
+    head = ["measure", "value", "95 % interval", "unit", "better"] + (
+        ["floor", "excess", "percentile"] if floors else []
+    )
     rows = []
     for each in result.measures.values():
         cells = [f"<td>{html.escape(each.title)}</td>", _cell(each.value), f"<td>{_range(each.interval)}</td>"]
         cells += [f"<td>{html.escape(each.unit)}</td>", f"<td>{html.escape(each.better)}</td>"]
         if floors and each.floor:
             floor = each.floor
-            cells += [f"<td>{number(floor.low)} to {number(floor.high)}</td>", _cell(floor.excess), _cell(floor.percentile)]
+            cells += [
+                f"<td>{number(floor.low)} to {number(floor.high)}</td>",
+                _cell(floor.excess),
+                _cell(floor.percentile),
+            ]
         elif floors:
             cells += ["<td>–</td>"] * 3
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f'<th{" class=n" if name in ("value", "excess", "percentile") else ""}>{name}</th>' for name in head)
+    heads = "".join(
+        f"<th{' class=n' if name in ('value', 'excess', 'percentile') else ''}>{name}</th>" for name in head
+    )
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _class_table(result: Audit) -> str:
-    keys = ("support", "fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr", "excess_accuracy_gap", "p_value")
+    keys = (
+        "support",
+        "fnr_reference",
+        "fnr",
+        "d_fnr",
+        "fpr_reference",
+        "fpr",
+        "d_fpr",
+        "excess_accuracy_gap",
+        "p_value",
+    )
     titles = ("support", "FNR before", "after", "change %", "FPR before", "after", "change %", "excess gap", "p")
     rows = "".join(
-        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["class"])}</td>'
+        f"<tr{' class=hit' if row['significant'] else ''}><td>{html.escape(row['class'])}</td>"
         + "".join(_cell(row[key]) for key in keys)
         + "</tr>"
         for row in worst(result, len(result.per_class))
@@ -569,7 +656,7 @@ def _group_section(result: Audit) -> str:
         return ""
     keys = ("support", "accuracy", "accuracy_change", "excess_accuracy_gap", "cev", "sde", "p_value")
     rows = "".join(
-        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["group"])}</td>'
+        f"<tr{' class=hit' if row['significant'] else ''}><td>{html.escape(row['group'])}</td>"
         + "".join(_cell(row.get(key)) for key in keys)
         + "</tr>"
         for row in result.groups["per_group"]
@@ -577,5 +664,6 @@ def _group_section(result: Audit) -> str:
     heads = "<th>group</th>" + "".join(f'<th class="n">{key.replace("_", " ")}</th>' for key in keys)
     return (
         f"<section><h2>Groups</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        f'<p class="soft">Marked: accuracy changed otherwise than in the rest ({html.escape(result.groups["significance"])}).</p></section>'
+        '<p class="soft">Marked: accuracy changed otherwise than in the rest '
+        f"({html.escape(result.groups['significance'])}).</p></section>"
     )

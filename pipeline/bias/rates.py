@@ -15,7 +15,7 @@ AVERAGES = ("trials", "rates")
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What one classifier said about a labelled test set; row *i* is the same example in every ``Predictions`` of a study.
+    """What one classifier said about a labelled test set; row *i* is the same example in every one of a study.
 
     Attributes:
         labels: int64 [N], true class of each example, counted from 0.
@@ -25,7 +25,7 @@ class Predictions:
         groups: int64 [N] or None, a second column to report by (a sensitive attribute, a domain).
         group_names: names of the groups in the order of their numbers, or None.
         source: how messages name it, usually a file.
-        paired: False when only a confusion matrix is known, so that row *i* is some example of its class, not a known one.
+        paired: False when only a confusion matrix is known, so that row *i* is just some example of its class.
 
     Raises:
         UserError: empty, of unequal lengths, out of range, not finite, or fewer than two classes.
@@ -51,9 +51,13 @@ class Predictions:
         if self.logits is not None:
             logits = _logits(self.logits, self.source)
             if len(logits) != len(labels):
-                raise UserError(f"{self.source}: {len(labels)} labels but {len(logits)} rows of logits; give one of each")
+                raise UserError(
+                    f"{self.source}: {len(labels)} labels but {len(logits)} rows of logits; give one of each"
+                )
             if count > logits.shape[1]:
-                raise UserError(f"{self.source}: label {count - 1} is out of range for {logits.shape[1]} columns of logits")
+                raise UserError(
+                    f"{self.source}: label {count - 1} is out of range for {logits.shape[1]} columns of logits"
+                )
             object.__setattr__(self, "logits", logits)
         if self.classes is not None:
             classes = tuple(str(name) for name in self.classes)
@@ -82,7 +86,7 @@ class Predictions:
     def from_confusion(
         cls, confusion: np.ndarray, *, classes: Sequence[str] | None = None, source: str = "confusion matrix"
     ) -> Predictions:
-        """The examples that a confusion matrix [C, C] counts (rows = true class), in order of class; ``paired`` is False."""
+        """The examples that a confusion matrix [C, C] counts (rows = true class), by class; ``paired`` is False."""
         confusion = _confusion(confusion, source)
         labels, predictions = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices(confusion.shape))
         names = tuple(classes) if classes is not None else tuple(str(c) for c in range(len(confusion)))
@@ -90,7 +94,7 @@ class Predictions:
 
     @property
     def class_count(self) -> int:
-        """The number of classes, as far as this file alone tells: names, else columns of logits, else the largest number."""
+        """The number of classes, as far as this alone tells: names, else columns of logits, else the largest number."""
         if self.classes is not None:
             return len(self.classes)
         if self.logits is not None:
@@ -219,8 +223,8 @@ def relative_changes(
     used &= reference.support > 0
     if undefined == "error" and not used.all():
         raise UserError(
-            f"classes {', '.join(map(str, np.flatnonzero(~used)[:5]))}: the reference makes no error there, so there is "
-            "no relative change; use undefined='omit' or a smoothing"
+            f"classes {', '.join(map(str, np.flatnonzero(~used)[:5]))}: the reference makes no error there, so there "
+            "is no relative change; use undefined='omit' or a smoothing"
         )
     if not used.any():
         raise UserError("no class has reference errors of both kinds, so CEV and SDE do not exist; use a smoothing")
@@ -260,7 +264,12 @@ def cev(
     """
     factor = 1.0 if halved else 2.0
     return _score(
-        reference, candidate, lambda d, used: factor * cev_of(d, used), average, undefined=undefined, smoothing=smoothing
+        reference,
+        candidate,
+        lambda d, used: factor * cev_of(d, used),
+        average,
+        undefined=undefined,
+        smoothing=smoothing,
     )
 
 
@@ -374,9 +383,9 @@ def _integers(values: np.ndarray, source: str, name: str) -> np.ndarray:
         raise UserError(f"{source}: {name} have shape {list(values.shape)}; give one number per example")
     if not len(values):
         return values.astype(np.int64)
-    if values.dtype.kind not in "iub":
-        if values.dtype.kind != "f" or not np.isfinite(values).all() or (values != np.round(values)).any():
-            raise UserError(f"{source}: {name} are not whole numbers; give class numbers counted from 0")
+    whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((np.mod(values, 1) == 0).all()))
+    if not whole:
+        raise UserError(f"{source}: {name} are not whole numbers; give class numbers counted from 0")
     if values.min() < 0:
         raise UserError(f"{source}: {name} hold {int(values.min())}, out of range; count classes from 0")
     if values.max() > 10_000_000:
@@ -390,7 +399,9 @@ def _logits(logits: np.ndarray, source: str) -> np.ndarray:
         raise UserError(f"{source}: logits have shape {list(logits.shape)}; give numbers [examples, classes]")
     bad = ~np.isfinite(logits)
     if bad.any():
-        raise UserError(f"{source}: logits hold NaN or infinity, first in row {int(bad.any(1).argmax())}; mend the model")
+        raise UserError(
+            f"{source}: logits hold NaN or infinity, first in row {int(bad.any(1).argmax())}; mend the model"
+        )
     return logits
 
 

@@ -262,11 +262,13 @@ def audit(
     notes = []
     if not all(pair.paired for pair in pairs):
         notes.append(
-            "a confusion matrix does not tell which examples two networks share: intervals take them as independent given "
-            "the class and are wider than they need to be"
+            "a confusion matrix does not tell which examples two networks share: intervals take them as independent "
+            "given the class and are wider than they need to be"
         )
     if used < count:
-        notes.append(f"{count - used} of {count} classes have a reference rate of zero or no examples and are left out of CEV and SDE")
+        notes.append(
+            f"{count - used} of {count} classes have a reference rate of zero or no examples: left out of CEV and SDE"
+        )
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -332,11 +334,13 @@ def compare(
     a, b = len(firsts), len(seconds)
     observed = table.point()[0][measure]
     weights = np.repeat([1 / a, -1 / b], [a, b])
-    difference = float(observed @ weights)
+    difference = float(observed[:a].mean() - observed[a:].mean())
     if not np.isfinite(difference):
         raise UserError(f"measure: '{measure}' does not exist for every trial, so there is no difference")
     unit = "both" if min(a, b) > 1 else "examples"
-    bounds = corrected_interval(pairs, measure, level=level, unit=unit, signs=weights) if measure.startswith("cev") else None
+    bounds = (
+        corrected_interval(pairs, measure, level=level, unit=unit, signs=weights) if measure.startswith("cev") else None
+    )
     if bounds is None:
         draws = bootstrap(table, resamples=resamples, seed=seed).trials[measure]
         values = draws @ weights
@@ -344,7 +348,9 @@ def compare(
             values = values + _seed_noise(draws, a, b, weights, paired=not shared, seed=seed)
         bounds = interval(difference, values, level=level, unit=unit)
     generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
-    by_seeds = _permute_seeds(observed[:a], observed[a:], not shared, resamples, generator) if min(a, b) > 1 else (None, None)
+    by_seeds = (
+        _permute_seeds(observed[:a], observed[a:], not shared, resamples, generator) if min(a, b) > 1 else (None, None)
+    )
     p_examples = _permute_examples(table, measure, a, difference, resamples, generator) if a == b else None
     return Comparison(measure, difference, bounds, p_examples, *by_seeds)
 
@@ -363,7 +369,7 @@ def _seed_noise(draws: np.ndarray, a: int, b: int, weights: np.ndarray, *, paire
 
 
 def _permute_seeds(first, second, paired: bool, resamples: int, generator) -> tuple[float, float]:
-    """Two-sided permutation p of a difference of means, exact up to 20,000 arrangements, and the smallest possible p."""
+    """Two-sided permutation p of a difference of means, exact up to 20,000 arrangements, and the least possible p."""
     a, b = len(first), len(second)
     if paired:
         change = first - second
@@ -382,7 +388,8 @@ def _permute_seeds(first, second, paired: bool, resamples: int, generator) -> tu
             picks = generator.permuted(np.tile(np.arange(a + b), (resamples, 1)), axis=1)[:, :a]
         own = pooled[picks].sum(1)
         found, observed = own / a - (pooled.sum() - own) / b, first.mean() - second.mean()
-    extreme = int((np.abs(found) >= abs(observed) * (1 - 1e-9)).sum())
+    least = abs(observed) - 1e-9 * np.abs(np.concatenate([first, second])).mean()  # arrangements tie but for rounding
+    extreme = int((np.abs(found) >= least).sum())
     exact = total <= 20_000
     p = extreme / len(found) if exact else (extreme + 1) / (len(found) + 1)
     both_tails = 2 if paired or a == b else 1
@@ -399,11 +406,13 @@ def _permute_examples(table: Table, measure: str, trials: int, difference: float
         stay = generator.binomial(multiplicity, 0.5, (len(multiplicity), size)).astype(np.float64)
         own, other = table.sums(stay), table.sums(multiplicity - stay)
         mixed = [
-            {name: own[i][name] + other[(i + trials) % (2 * trials)][name] for name in own[i]} for i in range(2 * trials)
+            {name: own[i][name] + other[(i + trials) % (2 * trials)][name] for name in own[i]}
+            for i in range(2 * trials)
         ]
         values = table.values([*mixed, own[-1]])[measure]
         found = values[:, :trials].mean(1) - values[:, trials:].mean(1)
-        extreme += int((~(np.abs(found) < abs(difference) * (1 - 1e-9))).sum())  # one that does not exist counts as extreme
+        least = abs(difference) - 1e-9 * np.abs(values[np.isfinite(values)]).mean()  # arrangements tie but for rounding
+        extreme += int((~(np.abs(found) < least)).sum())  # one that does not exist counts as extreme
     return (extreme + 1) / (resamples + 1)
 
 
@@ -413,7 +422,9 @@ def _measure(name: str) -> type[Measure]:
     return MEASURES[name]
 
 
-def _choose(pairs: Sequence[Pair], names: Sequence[str] | None, smoothing: float) -> tuple[list[Measure], dict[str, str]]:
+def _choose(
+    pairs: Sequence[Pair], names: Sequence[str] | None, smoothing: float
+) -> tuple[list[Measure], dict[str, str]]:
     """The measures that the inputs allow, and why others are missing."""
     wanted = list(dict.fromkeys(["cev", "sde", *(names if names is not None else MEASURES)]))
     logits, paired = all(pair.has_logits for pair in pairs), all(pair.paired for pair in pairs)
@@ -439,15 +450,21 @@ def _class_names(everything: Sequence[Predictions], classes: Sequence[str] | Non
         elif names != each.classes and classes is None:
             missing = sorted(set(names) ^ set(each.classes))
             trouble = f"class '{missing[0]}' is in one of them only" if missing else "the order differs"
-            raise UserError(f"{each.source}: classes differ from those of {source}: {trouble}; give the same classes to all")
+            raise UserError(
+                f"{each.source}: classes differ from those of {source}: {trouble}; give the same classes to all"
+            )
     widths = {each.logits.shape[1]: each for each in everything if each.logits is not None}
     count = len(names) if names is not None else max(each.class_count for each in everything)
     for width, each in widths.items():
         if width != count:
-            raise UserError(f"{each.source}: logits of {width} classes, but there are {count}; give the same classes to all")
+            raise UserError(
+                f"{each.source}: logits of {width} classes, but there are {count}; give the same classes to all"
+            )
     for each in everything:
         if each.class_count > count:
-            raise UserError(f"{each.source}: class {each.class_count - 1} is out of range for {count} classes of {source}")
+            raise UserError(
+                f"{each.source}: class {each.class_count - 1} is out of range for {count} classes of {source}"
+            )
     return names if names is not None else tuple(str(c) for c in range(count))
 
 
@@ -486,8 +503,8 @@ def _refuse_undefined(pairs: Sequence[Pair], names: Sequence[str], undefined: st
             zero = np.flatnonzero((positives == 0) | (negatives == 0))
             if len(zero):
                 raise UserError(
-                    f"{pair.reference.source}: class '{names[zero[0]]}' has a reference rate of zero and no relative change "
-                    f"({len(zero)} such classes); use undefined 'omit' or a smoothing"
+                    f"{pair.reference.source}: class '{names[zero[0]]}' has a reference rate of zero and no relative "
+                    f"change ({len(zero)} such classes); use undefined 'omit' or a smoothing"
                 )
 
 
@@ -605,7 +622,9 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     if groups.shape != pairs[0].labels.shape:
         raise UserError(f"groups: {len(groups)} values for {len(pairs[0].labels)} examples; give one per example")
     if not all(pair.paired for pair in pairs):
-        raise UserError("groups: a confusion matrix does not tell the group of an example; give predictions per example")
+        raise UserError(
+            "groups: a confusion matrix does not tell the group of an example; give predictions per example"
+        )
     if groups.dtype.kind not in "iu" or groups.min() < 0:
         raise UserError("groups: give whole numbers from 0, one per example")
     many = int(groups.max()) + 1
@@ -619,9 +638,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     for table in _tables(pairs, chosen):
         weights = np.zeros((len(table.multiplicity), many))
         np.add.at(weights, (table.cell, groups), 1.0)
-        sums = [
-            {name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)
-        ]
+        sums = [{name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)]
         for name, value in table.values(sums).items():
             inside[name] = np.full(many, np.nan)
             inside[name][size > 0] = value.mean(1)
@@ -666,14 +683,17 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
             for g, inside_gap in enumerate(_group_gaps(over, size))
         ],
         "measures": brief(of_groups),
-        "class_within_group": brief(of_both) | {"classes": int((np.bincount(labels, minlength=count * many) > 0).sum()), "classes_used": used},
+        "class_within_group": brief(of_both)
+        | {"classes": int((np.bincount(labels, minlength=count * many) > 0).sum()), "classes_used": used},
         "per_class_within_group": rows,
         "significance": test,
     }
 
 
 def _group_gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
-    lost = np.mean([(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0)
+    lost = np.mean(
+        [(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0
+    )
     total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
     return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
 

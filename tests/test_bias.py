@@ -1,0 +1,626 @@
+"""The measures: published numbers, exact fractions, slow loops, properties, resampling and bad input."""
+
+import csv
+import itertools
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline import bias
+from pipeline.bias import MEASURES, Pair, Predictions, Rates, Table, cev, rates, rates_from_confusion, sde
+from pipeline.registry import UserError
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+PUBLISHED = REFERENCE / "simon_says_cifar100_published.csv"
+
+
+def network(seed, *, labels, classes, wrong=0.3, logits=False, source="network"):
+    """A made-up classifier: right but for a share of examples that it answers at random."""
+    generator = np.random.default_rng(seed)
+    answers = np.where(generator.random(len(labels)) < wrong, generator.integers(0, classes, len(labels)), labels)
+    if not logits:
+        return Predictions(labels, answers, source=source)
+    scores = generator.normal(size=(len(labels), classes)).astype(np.float32)
+    scores[np.arange(len(labels)), answers] += 4
+    return Predictions.from_logits(labels, scores, source=source)
+
+
+def pair_of(reference, candidate, classes):
+    return Pair(reference, candidate, classes, reference.labels, classes)
+
+
+LABELS = np.random.default_rng(0).integers(0, 4, 400)
+DENSE = network(1, labels=LABELS, classes=4, logits=True, source="dense")
+PRUNED = [network(seed, labels=LABELS, classes=4, wrong=0.4, logits=True, source=f"pruned{seed}") for seed in (2, 3, 4)]
+
+
+# Published and exact numbers
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"needs the published numbers, {PUBLISHED.name}")
+def test_all_published_values_of_simon_says():
+    with np.load(REFERENCE / "simon_says_cifar100.npz") as archive:
+        arrays = dict(archive)
+    dense = rates(arrays["labels"], arrays["dense_predictions"])
+    with PUBLISHED.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    for row in rows:
+        picked = (arrays["method"] == row["method"]) & np.isclose(arrays["sparsity"], float(row["sparsity"]))
+        assert picked.sum() == int(row["trials"])
+        counts = zip(arrays["false_positives"][picked], arrays["false_negatives"][picked], strict=True)
+        trials = [Rates.from_counts(positives, negatives, dense.support) for positives, negatives in counts]
+        assert f"{float(cev(dense, trials, average='rates')):.6f}" == row["cev"]
+        assert f"{float(sde(dense, trials, average='rates')):.6f}" == row["sde"]
+
+
+def test_three_classes_by_hand():
+    before = np.array([[8, 1, 1], [2, 6, 2], [0, 4, 6]])
+    after = np.array([[6, 2, 2], [1, 7, 2], [1, 3, 6]])
+    # FP 2 5 3 -> 2 5 4, FN 2 4 4 -> 4 3 4, so d_FPR = 0, 0, 100/3 and d_FNR = 100, -25, 0.
+    d = [(Fraction(0), Fraction(100)), (Fraction(0), Fraction(-25)), (Fraction(100, 3), Fraction(0))]
+    centre = [sum(point[axis] for point in d) / 3 for axis in (0, 1)]
+    exact = sum((point[axis] - centre[axis]) ** 2 for point in d for axis in (0, 1)) / 6
+    distance = sum(abs(x - y) for x, y in d) / 3
+    assert exact == Fraction(128125, 81)
+    reference, candidate = rates_from_confusion(before), rates_from_confusion(after)
+    assert np.allclose(reference.fpr, [2 / 20, 5 / 20, 3 / 20]) and np.allclose(reference.fnr, [0.2, 0.4, 0.4])
+    assert cev(reference, candidate).value == pytest.approx(float(exact), rel=1e-12)
+    assert cev(reference, candidate, halved=False).value == pytest.approx(2 * float(exact), rel=1e-12)
+    assert sde(reference, candidate).value == pytest.approx(float(distance) / math.sqrt(2), rel=1e-12)
+    assert cev(reference, candidate).classes_used == 3
+
+
+def test_logits_predictions_and_confusion_agree():
+    confusion = np.zeros((4, 4), int)
+    np.add.at(confusion, (DENSE.labels, DENSE.predictions), 1)
+    found = [rates(LABELS, DENSE.logits), rates(LABELS, DENSE.predictions), rates_from_confusion(confusion)]
+    for c in range(4):
+        positive, answered = c == LABELS, DENSE.predictions == c
+        for each in found:
+            assert each.fnr[c] == pytest.approx((positive & ~answered).sum() / positive.sum())
+            assert each.fpr[c] == pytest.approx((~positive & answered).sum() / (~positive).sum())
+            assert each.support[c] == positive.sum()
+
+
+def test_classes_without_reference_errors():
+    reference = Rates(fpr=np.array([0.1, 0.1, 0.0]), fnr=np.array([0.2, 0.1, 0.1]), support=np.full(3, 10.0))
+    candidate = Rates(fpr=np.array([0.2, 0.1, 0.1]), fnr=np.array([0.2, 0.1, 0.1]), support=np.full(3, 10.0))
+    found = cev(reference, candidate)
+    assert (found.classes_used, found.classes) == (2, 3)
+    assert found.value == pytest.approx((50**2 + 50**2) / 4)  # d = (100, 0) and (0, 0)
+    with pytest.raises(UserError, match="classes 2: the reference makes no error"):
+        cev(reference, candidate, undefined="error")
+    smoothed = cev(reference, candidate, smoothing=1.0)
+    assert smoothed.classes_used == 3
+    # (FP + 1) / (20 + 2): 3 -> 5, 3 -> 3, 1 -> 3, in units of 1/22; the negatives do not change.
+    d = np.array([[200 / 3, 0, 200], [0, 0, 0]])
+    assert smoothed.value == pytest.approx(0.5 * ((d - d.mean(1, keepdims=True)) ** 2).sum() / 3)
+    with pytest.raises(UserError, match="no class has reference errors"):
+        cev(Rates(np.zeros(3), np.zeros(3), np.full(3, 10.0)), candidate)
+
+
+def test_trials_and_averaged_rates():
+    dense, trials = rates(LABELS, DENSE.predictions), [rates(LABELS, each.predictions) for each in PRUNED]
+    found = cev(dense, trials)
+    assert found.trials == tuple(cev(dense, trial).value for trial in trials)
+    assert found.value == pytest.approx(np.mean(found.trials)) and found.spread == pytest.approx(
+        np.std(found.trials, ddof=1)
+    )
+    mean = Rates(np.mean([t.fpr for t in trials], 0), np.mean([t.fnr for t in trials], 0), dense.support)
+    assert cev(dense, trials, average="rates").value == pytest.approx(cev(dense, mean).value)
+    assert cev([dense, trials[0]], trials[1:]).trials == (cev(dense, trials[1]).value, cev(trials[0], trials[2]).value)
+    with pytest.raises(UserError, match="2 references for 3 candidates"):
+        cev([dense, dense], trials)
+
+
+# Every measure against slow loops
+
+
+def slow_softmax(row):
+    top = max(row)
+    powers = [math.exp(value - top) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def slow_d(reference, candidate, classes):
+    """Per class: (d_FPR, d_FNR), or None."""
+    found = []
+    for c in range(classes):
+        counts = []
+        for each in (reference, candidate):
+            fp = sum(1 for t, p in zip(each.labels, each.predictions, strict=True) if p == c and t != c)
+            fn = sum(1 for t, p in zip(each.labels, each.predictions, strict=True) if p != c and t == c)
+            counts.append((fp, fn))
+        (fp, fn), (fp2, fn2) = counts
+        found.append((100 * (fp2 / fp - 1), 100 * (fn2 / fn - 1)) if fp and fn else None)
+    return [each for each in found if each is not None]
+
+
+def slow_recalls(each, classes):
+    right = [[p == t for t, p in zip(each.labels, each.predictions, strict=True) if t == c] for c in range(classes)]
+    return [sum(part) / len(part) for part in right if part]
+
+
+def slow_accuracy(each):
+    return sum(t == p for t, p in zip(each.labels, each.predictions, strict=True)) / len(each.labels)
+
+
+def slow_ece(each, bins=15):
+    inside = [[] for _ in range(bins)]
+    for label, row in zip(each.labels, each.logits.astype(float), strict=True):
+        p = slow_softmax(row)
+        place = next(b for b in range(bins) if max(p) <= (b + 1) / bins + 1e-15)
+        inside[place].append((max(p), p.index(max(p)) == label))
+    return sum(abs(sum(c for c, _ in b) / len(b) - sum(r for _, r in b) / len(b)) * len(b) for b in inside if b) / len(
+        each.labels
+    )
+
+
+def slow_top5(each):
+    return sum(
+        label in sorted(range(len(row)), key=lambda c: (-row[c], c))[:5]
+        for label, row in zip(each.labels, each.logits, strict=True)
+    ) / len(each.labels)
+
+
+def slow_js(reference, candidate):
+    total = 0.0
+    for a, b in zip(reference.logits.astype(float), candidate.logits.astype(float), strict=True):
+        p, q = slow_softmax(a), slow_softmax(b)
+        total += sum(
+            x * math.log(2 * x / (x + y)) / 2 + y * math.log(2 * y / (x + y)) / 2 for x, y in zip(p, q, strict=True)
+        )
+    return total / len(reference.labels)
+
+
+def slow_corrected(reference, candidate, classes):
+    """Sums over pairs of examples and of classes, as the derivation has them."""
+    first, second = [], []
+    for c in range(classes):
+        row1, row2 = [], []
+        for kind in ("fp", "fn"):
+            n = r = s = 0
+            for t, p, q in zip(reference.labels, reference.predictions, candidate.predictions, strict=True):
+                a = (p == c and t != c) if kind == "fp" else (p != c and t == c)
+                b = (q == c and t != c) if kind == "fp" else (q != c and t == c)
+                n, r, s = n + a, r + (a and not b), s + (b and not a)
+            if not n:
+                break
+            row1.append(100 * (s / (n + 1) - r / n))
+            row2.append(
+                1e4
+                * (
+                    s * (s - 1) / ((n + 1) * (n + 2))
+                    - 2 * r * s / ((n + 1) * n)
+                    + (r * (r - 1) / (n * (n - 1)) if n > 1 else 0)
+                )
+            )
+        if len(row1) == 2:
+            first.append(row1)
+            second.append(row2)
+    return first, second
+
+
+def slow_cev_corrected(reference, candidate, classes):
+    first, second = slow_corrected(reference, candidate, classes)
+    many = len(first)
+    total = 0.0
+    for k in (0, 1):
+        total += sum(row[k] for row in second) / many
+        for i, j in itertools.product(range(many), repeat=2):
+            total -= (second[i][k] if i == j else first[i][k] * first[j][k]) / many**2
+    return total / 2
+
+
+def slow_sde_corrected(reference, candidate, classes):
+    first, second = slow_corrected(reference, candidate, classes)
+    square = sum(b[0] + b[1] - 2 * a[0] * a[1] for a, b in zip(first, second, strict=True)) / len(first)
+    apart = [abs(x - y) for x, y in slow_d(reference, candidate, classes)]
+    shape = (sum(apart) / len(apart)) / math.sqrt(sum(x * x for x in apart) / len(apart))
+    return shape * math.sqrt(max(square, 0) / 2)
+
+
+def slow_cev(r, c, n):
+    d = slow_d(r, c, n)
+    centre = [sum(x[k] for x in d) / len(d) for k in (0, 1)]
+    return sum((x[k] - centre[k]) ** 2 for x in d for k in (0, 1)) / (2 * len(d))
+
+
+def slow_intensification(r, c, n):
+    balances = []
+    for each in (r, c):
+        accuracy = slow_accuracy(each)
+        balances.append([(recall - accuracy) / accuracy for recall in slow_recalls(each, n)])
+    return stats.linregress(*balances).slope
+
+
+SLOW = {
+    "accuracy": lambda r, c, n: slow_accuracy(c),
+    "accuracy_change": lambda r, c, n: slow_accuracy(c) - slow_accuracy(r),
+    "calibration_error": lambda r, c, n: slow_ece(c),
+    "calibration_error_change": lambda r, c, n: slow_ece(c) - slow_ece(r),
+    "cev": slow_cev,
+    "cev_corrected": slow_cev_corrected,
+    "churn": lambda r, c, n: sum(a != b for a, b in zip(r.predictions, c.predictions, strict=True)) / len(r.labels),
+    "intensification": slow_intensification,
+    "js_divergence": lambda r, c, n: slow_js(r, c),
+    "max_excess_accuracy_gap": lambda r, c, n: max(
+        (a - b) - (slow_accuracy(r) - slow_accuracy(c))
+        for a, b in zip(slow_recalls(r, n), slow_recalls(c, n), strict=True)
+    ),
+    "recall_range": lambda r, c, n: max(slow_recalls(c, n)) - min(slow_recalls(c, n)),
+    "recall_variance": lambda r, c, n: np.var(slow_recalls(c, n)),
+    "sde": lambda r, c, n: sum(abs(x - y) for x, y in slow_d(r, c, n)) / len(slow_d(r, c, n)) / math.sqrt(2),
+    "sde_corrected": slow_sde_corrected,
+    "top5_accuracy": lambda r, c, n: slow_top5(c),
+    "top5_accuracy_change": lambda r, c, n: slow_top5(c) - slow_top5(r),
+    "worst_recall": lambda r, c, n: min(slow_recalls(c, n)),
+}
+
+
+def slow_mode(votes):
+    return min(set(votes), key=lambda c: (-votes.count(c), c))
+
+
+def slow_pie(reference, candidates):
+    rows = zip(reference.predictions, *(each.predictions for each in candidates), strict=True)
+    return sum(slow_mode(votes) != before for before, *votes in rows)
+
+
+SLOW_OVER_TRIALS = {
+    "pie": slow_pie,
+    "pie_unanimous": lambda r, cs: sum(
+        all(c.predictions[i] != r.predictions[i] for c in cs) for i in range(len(r.labels))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_measure_against_a_slow_loop(name):
+    """A newly registered measure fails here until it has an independent reference."""
+    labels = np.random.default_rng(5).integers(0, 7, 300)
+    dense = network(6, labels=labels, classes=7, logits=True)
+    pruned = [network(seed, labels=labels, classes=7, wrong=0.45, logits=True) for seed in (7, 8, 9)]
+    measure = MEASURES[name]()
+    found = Table([pair_of(dense, each, 7) for each in pruned], [measure]).point()[0][name]
+    if measure.over_trials:
+        assert found == pytest.approx([SLOW_OVER_TRIALS[name](dense, pruned)])
+    else:
+        assert found == pytest.approx([SLOW[name](dense, each, 7) for each in pruned], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_measure_says_what_it_is(name):
+    kind = MEASURES[name]
+    assert kind.__doc__ and kind.better in ("lower", "higher", "near 1")
+    assert all(getattr(kind, field).strip() for field in ("title", "source", "equation", "unit"))
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_measure_of_a_network_and_itself(name):
+    value = Table([pair_of(DENSE, DENSE, 4)], [MEASURES[name]()]).point()[0][name][0]
+    if name in ("accuracy", "calibration_error", "top5_accuracy", "worst_recall", "recall_range", "recall_variance"):
+        assert value >= 0
+    else:
+        assert value == pytest.approx(1.0 if name == "intensification" else 0.0, abs=1e-12)
+
+
+# Properties
+
+tests = st.integers(2, 6).flatmap(
+    lambda classes: st.lists(st.tuples(*[st.integers(0, classes - 1)] * 3), min_size=8, max_size=60).map(
+        lambda rows: (classes, np.array(rows).T)
+    )
+)
+
+
+def both_scores(classes, rows):
+    labels, before, after = rows
+    try:
+        pair = rates(labels, before, classes=classes), rates(labels, after, classes=classes)
+        return cev(*pair), sde(*pair)
+    except UserError:
+        return None
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(tests, st.randoms(use_true_random=False))
+def test_names_order_and_copies_do_not_matter(test, random):
+    classes, rows = test
+    expected = both_scores(classes, rows)
+    names = np.array(random.sample(range(classes), classes))
+    order = random.sample(range(rows.shape[1]), rows.shape[1])
+    for changed in (names[rows], rows[:, order], np.tile(rows, 3)):
+        found = both_scores(classes, changed)
+        if expected is None:
+            assert found is None
+            continue
+        for one, other in zip(found, expected, strict=True):
+            assert (
+                one.value == pytest.approx(other.value, rel=1e-9, abs=1e-9) and one.classes_used == other.classes_used
+            )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(tests)
+def test_counts_and_slow_recomputation_agree(test):
+    classes, rows = test
+    reference, candidate = (Predictions(rows[0], row) for row in rows[1:])
+    d = slow_d(reference, candidate, classes)
+    found = both_scores(classes, rows)
+    values = Table([pair_of(reference, candidate, classes)], [MEASURES["cev"](), MEASURES["sde"]()]).point()[0]
+    if not d:
+        assert found is None and np.isnan(values["cev"][0]) and np.isnan(values["sde"][0])
+        return
+    assert found[0].classes_used == len(d)
+    for score, name in zip(found, ("cev", "sde"), strict=True):
+        assert score.value == pytest.approx(SLOW[name](reference, candidate, classes), rel=1e-9, abs=1e-9)
+        assert values[name][0] == pytest.approx(score.value, rel=1e-9, abs=1e-9)
+    assert both_scores(classes, rows[[0, 1, 1]])[0].value == 0 == both_scores(classes, rows[[0, 1, 1]])[1].value
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.floats(0.01, 0.3), st.floats(0.01, 0.3)), min_size=2, max_size=9), st.floats(0.1, 3))
+def test_equal_relative_change_is_no_bias(pairs, factor):
+    fpr, fnr = np.array(pairs).T
+    before = Rates(fpr, fnr, np.full(len(fpr), 100.0))
+    after = Rates(fpr * factor, fnr * factor, before.support)
+    assert cev(before, after).value == pytest.approx(0, abs=1e-6) and sde(before, after).value == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+# Resampling
+
+
+def test_a_resample_has_the_values_of_the_same_examples_written_out():
+    measures = [MEASURES[name]() for name in MEASURES if not MEASURES[name].needs_logits]
+    pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
+    table = Table(pairs, measures)
+    weights = table.draw(5, np.random.default_rng(0))
+    assert (weights.sum(0) == len(LABELS)).all()
+    values = table.values(table.sums(weights))
+    members = [np.flatnonzero(table.cell == cell) for cell in range(len(table.multiplicity))]
+    for b in range(5):
+        rows = np.concatenate([np.resize(members[k], int(weights[k, b])) for k in range(len(members))])
+        dense = Predictions(LABELS[rows], DENSE.predictions[rows])
+        drawn = [pair_of(dense, Predictions(LABELS[rows], each.predictions[rows]), 4) for each in PRUNED]
+        expected = Table(drawn, measures).point()[0]
+        for name, value in values.items():
+            assert value[b] == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
+        assert values["cev"][b, 0] == pytest.approx(slow_cev(dense, drawn[0].candidate, 4), rel=1e-9)
+
+
+def test_bootstrap_has_the_distribution_of_drawing_examples():
+    pair = pair_of(DENSE, PRUNED[0], 4)
+    fast = bias.bootstrap(Table([pair], [MEASURES["cev"](), MEASURES["sde"]()]), resamples=3000, seed=1)
+    generator = np.random.default_rng(2)
+    naive = {"cev": [], "sde": []}
+    for _ in range(1500):
+        rows = generator.integers(0, len(LABELS), len(LABELS))
+        before, after = (rates(LABELS[rows], each.predictions[rows], classes=4) for each in (DENSE, PRUNED[0]))
+        naive["cev"].append(cev(before, after).value)
+        naive["sde"].append(sde(before, after).value)
+    for name in naive:
+        assert stats.ks_2samp(fast.mean[name], naive[name]).pvalue > 0.001
+
+
+def test_bootstrap_repeats_and_shares_examples_between_trials():
+    pairs = [pair_of(DENSE, PRUNED[0], 4), pair_of(DENSE, PRUNED[0], 4)]
+    table = Table(pairs, [MEASURES["cev"]()])
+    first, again = (bias.bootstrap(table, resamples=50, seed=3, unit="both") for _ in range(2))
+    assert np.array_equal(first.mean["cev"], again.mean["cev"])
+    assert np.array_equal(first.trials["cev"][:, 0], first.trials["cev"][:, 1])  # equal trials stay equal
+    assert first.mean["cev"] == pytest.approx(first.trials["cev"][:, 0])  # so seeds add nothing
+
+
+def test_spread_over_seeds_is_that_of_a_mean():
+    pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
+    table = Table(pairs, [MEASURES["accuracy"]()])
+    draws = bias.bootstrap(table, resamples=20_000, seed=0, unit="seeds").mean["accuracy"]
+    values = table.point()[0]["accuracy"]
+    assert draws.std() == pytest.approx(values.std(ddof=1) / math.sqrt(3), rel=0.03)
+    with pytest.raises(UserError, match="resamples the trials, but there is one"):
+        bias.bootstrap(Table(pairs[:1], [MEASURES["accuracy"]()]), resamples=10, seed=0, unit="seeds")
+
+
+def test_jackknife_leaves_one_example_out():
+    measures = [MEASURES[name]() for name in ("cev", "cev_corrected", "churn", "worst_recall")]
+    pair = pair_of(DENSE, PRUNED[0], 4)
+    table = Table([pair], measures)
+    values = table.jackknife()[0]
+    for row in range(0, len(LABELS), 57):
+        kept = np.arange(len(LABELS)) != row
+        both = [Predictions(LABELS[kept], each.predictions[kept]) for each in (DENSE, PRUNED[0])]
+        expected = Table([pair_of(*both, 4)], measures).point()[0]
+        for name, value in values.items():
+            assert value[table.cell[row]] == pytest.approx(expected[name], rel=1e-9), name
+
+
+def test_intervals_agree_with_scipy():
+    right = (PRUNED[0].predictions == LABELS).astype(float)
+    pair = pair_of(DENSE, PRUNED[0], 4)
+    table = Table([pair], [MEASURES["accuracy"]()])
+    draws = bias.bootstrap(table, resamples=20_000, seed=0).mean["accuracy"]
+    left_out = table.jackknife()[0]["accuracy"][:, 0]
+    for method, theirs in (("percentile", "percentile"), ("basic", "basic"), ("bca", "BCa")):
+        found = bias.interval(right.mean(), draws, method=method, left_out=left_out, multiplicity=table.multiplicity)
+        expected = stats.bootstrap((right,), np.mean, n_resamples=20_000, method=theirs, rng=1).confidence_interval
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.006)
+        assert found.method == method
+
+
+def test_bca_that_does_not_exist_says_so():
+    found = bias.interval(0.0, np.linspace(1, 2, 100), method="bca", left_out=np.zeros(3), multiplicity=np.ones(3))
+    assert found.method == "basic" and "one side" in found.note
+    assert bias.interval(float("nan"), np.ones(10)) is None
+    assert "3 of 10 resamples" in bias.interval(1.0, np.array([np.nan] * 3 + [0.5, 1, 1.5, 2, 1, 1, 1])).note
+
+
+def test_corrected_values_are_unbiased_where_plain_ones_are_not():
+    """Two networks that err alike in truth, 60 test sets of 2,000 examples: the plain CEV is far from 0."""
+    classes, plain, corrected, covered = 10, [], [], 0
+    for seed in range(60):
+        labels = np.random.default_rng(seed).integers(0, classes, 2000)
+        dense = network(1000 + seed, labels=labels, classes=classes)
+        other = network(2000 + seed, labels=labels, classes=classes)
+        pair = pair_of(dense, other, classes)
+        values = Table([pair], [MEASURES["cev"](), MEASURES["cev_corrected"]()]).point()[0]
+        plain.append(values["cev"][0])
+        corrected.append(values["cev_corrected"][0])
+        covered += bias.corrected_interval([pair], "cev").low <= 0
+    error = np.std(corrected, ddof=1) / math.sqrt(60)
+    assert abs(np.mean(corrected)) < 3 * error < 0.2 * np.mean(plain)
+    assert covered >= 54
+
+
+def test_holm_by_hand():
+    assert bias.holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+
+
+def test_class_significance_against_scipy():
+    pair = pair_of(DENSE, PRUNED[0], 4)
+    change = (PRUNED[0].predictions == LABELS) * 1.0 - (DENSE.predictions == LABELS)
+    raw = [stats.ttest_ind(change[c == LABELS], change[c != LABELS], equal_var=False).pvalue for c in range(4)]
+    assert bias.class_significance([pair])[0] == pytest.approx(bias.holm(np.array(raw)))
+    pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
+    shift = [
+        [(each.predictions == LABELS)[c == LABELS].mean() - (each.predictions == LABELS).mean() for c in range(4)]
+        for each in (DENSE, *PRUNED)
+    ]
+    raw = stats.ttest_1samp(np.array(shift[1:]) - shift[0], 0).pvalue
+    found, test = bias.class_significance(pairs)
+    assert found == pytest.approx(bias.holm(raw)) and "one-sample" in test
+
+
+# The audit
+
+
+def test_audit_holds_the_plain_functions():
+    result = bias.audit(references=DENSE, candidates=PRUNED, floor_references=[DENSE, *PRUNED[:2]], resamples=200)
+    dense, trials = rates(LABELS, DENSE.predictions), [rates(LABELS, each.predictions) for each in PRUNED]
+    assert result.cev == pytest.approx(cev(dense, trials).value)
+    assert result.published["sde"] == pytest.approx(sde(dense, trials, average="rates").value)
+    assert [trial["cev"] for trial in result.trials] == pytest.approx(list(cev(dense, trials).trials))
+    assert result.per_class[2]["fnr_reference"] == pytest.approx(dense.fnr[2])
+    assert result.per_class[2]["fpr"] == pytest.approx(np.mean([trial.fpr[2] for trial in trials]))
+    assert set(result.measures) == set(MEASURES)
+    dense_rates = [dense, *trials[:2]]
+    floor = [cev(a, b).value for a, b in itertools.permutations(dense_rates, 2)]
+    found = result.measures["cev"].floor
+    assert found.pairs == 6 and found.mean == pytest.approx(np.mean(floor))
+    assert found.excess == pytest.approx(result.cev - np.mean(floor))
+    assert found.percentile == pytest.approx(100 * np.mean(np.array(floor) <= result.cev))
+    assert all(each.interval is not None for each in result.measures.values())
+    assert {row["measure"] for row in result.rows()} == set(MEASURES) and len(result.per_class_rows()) == 4
+    assert (
+        bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
+        == bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
+    )
+
+
+def test_groups_are_the_test_set_cut_up():
+    groups = np.random.default_rng(3).integers(0, 3, len(LABELS))
+    result = bias.audit(references=DENSE, candidates=PRUNED[:1], groups=groups, resamples=100).groups
+    for g, row in enumerate(result["per_group"]):
+        inside = groups == g
+        before, after = (Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0]))
+        alone = bias.audit(references=before, candidates=after, resamples=10)
+        for name, value in alone.measures.items():
+            assert row[name] == pytest.approx(value.value), name
+        for c in range(4):
+            found = next(r for r in result["per_class_within_group"] if r["group"] == str(g) and r["class"] == str(c))
+            assert found["fpr"] == pytest.approx(alone.per_class[c]["fpr"])
+            assert found["d_fnr"] == pytest.approx(alone.per_class[c]["d_fnr"])
+    accuracies = [row["accuracy"] for row in result["per_group"]]
+    assert result["measures"]["worst_recall"]["value"] == pytest.approx(min(accuracies))
+    d = np.array([[r["d_fpr"], r["d_fnr"]] for r in result["per_class_within_group"] if r["d_fpr"] is not None])
+    assert result["class_within_group"]["cev"]["value"] == pytest.approx(0.5 * ((d - d.mean(0)) ** 2).sum(1).mean())
+    assert result["class_within_group"]["classes_used"] == len(d)
+
+
+def test_confusion_matrices_have_what_counts_allow():
+    tables = []
+    for each in (DENSE, PRUNED[0]):
+        confusion = np.zeros((4, 4), int)
+        np.add.at(confusion, (each.labels, each.predictions), 1)
+        tables.append(Predictions.from_confusion(confusion))
+    result = bias.audit(references=tables[0], candidates=tables[1], resamples=100)
+    full = bias.audit(references=DENSE, candidates=PRUNED[0], resamples=100)
+    for name in ("cev", "sde", "accuracy", "worst_recall", "intensification"):
+        assert result.measures[name].value == pytest.approx(full.measures[name].value)
+    assert "churn" in result.left_out and "js_divergence" in result.left_out and result.notes
+    mixed = bias.audit(references=DENSE, candidates=tables[1], resamples=100)
+    assert mixed.cev == pytest.approx(full.cev)
+
+
+def test_compare_two_methods():
+    better = [network(seed, labels=LABELS, classes=4, wrong=0.31) for seed in (12, 13, 14, 15)]
+    worse = [network(seed, labels=LABELS, classes=4, wrong=0.7) for seed in (22, 23, 24, 25)]
+    dense = network(1, labels=LABELS, classes=4)
+    found = bias.compare(references=dense, first=better, second=worse, measure="accuracy", resamples=500)
+    assert found.difference == pytest.approx(
+        np.mean([slow_accuracy(each) for each in better]) - np.mean([slow_accuracy(each) for each in worse])
+    )
+    assert found.interval.low > 0 and found.p_examples < 0.01
+    assert found.p_seeds == pytest.approx(2 / 70) == found.smallest_p_seeds
+    same = bias.compare(references=dense, first=better, second=better, measure="cev", resamples=200)
+    assert same.difference == 0 and same.p_examples == 1 and same.p_seeds == 1
+    assert same.interval.low <= 0 <= same.interval.high
+    with pytest.raises(UserError, match="exists only for all trials together"):
+        bias.compare(references=dense, first=better, second=worse, measure="pie")
+    with pytest.raises(UserError, match="needs logits"):
+        bias.compare(references=dense, first=better, second=worse, measure="js_divergence")
+
+
+# Bad input
+
+ONES = np.ones(5, int)
+BAD = {
+    "3 labels but 2 predictions": lambda: Predictions([0, 1, 1], [0, 1]),
+    "no examples": lambda: Predictions([], []),
+    "out of range; count classes from 0": lambda: Predictions([0, -1], [0, 0]),
+    "not whole numbers": lambda: Predictions([0.5, 1.0], [0, 1]),
+    "NaN or infinity, first in row 1": lambda: Predictions.from_logits([0, 1], [[0.0, 1.0], [np.nan, 0.0]]),
+    "label 2 is out of range for 2 columns": lambda: Predictions.from_logits([0, 2], np.zeros((2, 2))),
+    "2 class names for 3 classes": lambda: Predictions([0, 2], [1, 1], classes=("a", "b")),
+    "is not square": lambda: rates_from_confusion(np.ones((2, 3), int)),
+    "negative or broken": lambda: rates_from_confusion(np.array([[1, -1], [0, 1]])),
+    "only one class": lambda: rates([0, 0], [0, 0]),
+    "class 3 is out of range for 3 classes": lambda: rates([0, 1], [3, 1], classes=3),
+    "average: 'mean' is not known": lambda: cev(rates([0, 1], [1, 0]), rates([0, 1], [1, 0]), average="mean"),
+    "smoothing: -1": lambda: cev(rates([0, 1], [1, 0]), rates([0, 1], [1, 0]), smoothing=-1),
+    "5 examples, but a has 6": lambda: bias.audit(
+        references=Predictions([0, 1] * 3, [1, 0] * 3, source="a"), candidates=Predictions(ONES, ONES, source="b")
+    ),
+    "b: labels differ from a, first in row 0": lambda: bias.audit(
+        references=Predictions([0, 1], [1, 0], source="a"), candidates=Predictions([1, 0], [0, 1], source="b")
+    ),
+    "b: class '2' is missing from the labels, a has it": lambda: bias.audit(
+        references=Predictions([0, 1, 2], [1, 0, 0], source="a"),
+        candidates=Predictions([0, 1, 1], [1, 0, 0], source="b"),
+    ),
+    "only one class among the labels": lambda: bias.audit(
+        references=Predictions(ONES, ONES * 0), candidates=Predictions(ONES, ONES)
+    ),
+    "is no measure; known": lambda: bias.audit(references=DENSE, candidates=PRUNED, measures=["cve"]),
+    "do not exist|does not exist|not exist": lambda: bias.audit(
+        references=Predictions([0, 1], [0, 1]), candidates=Predictions([0, 1], [1, 0])
+    ),
+    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=10),
+    "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=10),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line(message):
+    with pytest.raises(UserError, match=message) as raised:
+        BAD[message]()
+    assert "\n" not in str(raised.value)
