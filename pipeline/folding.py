@@ -110,7 +110,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     scale = max(1.0, expected.abs().max().item())
     if not error <= 1e-3 * scale:
         raise UserError(
-            f"folding BatchNorm changes the outputs of {type(network).__name__} by {error:.2g} (logits up to {scale:.2g}):"
-            " a convolution's output is used elsewhere too; use the network without folding"
+            f"folding BatchNorm changes the outputs of {type(network).__name__} by {error:.2g} (logits up to"
+            f" {scale:.2g}): a convolution's output is used elsewhere too; use the network without folding"
         )
     return folded
