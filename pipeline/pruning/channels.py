@@ -431,10 +431,19 @@ class BatchNormChannels(Removal):
 @METHODS.register("channels_fpgm")
 @dataclass(frozen=True)
 class FPGMChannels(Removal):
-    """Channels closest to the geometric median of the others go (He et al. 2019, "FPGM")."""
+    """Channels whose filters are closest to all the others go: sum of distances (He et al. 2019, "FPGM", equation 6).
+
+    Only filters that write the channels count, as in the paper; where several layers write them, their sums are added.
+    torch-pruning's version also counts the readers, and fails on grouped convolutions.
+    """
 
     def importance(self, group, examples):
-        return torch_pruning.importance.FPGMImportance()(group.coupled)
+        scores = torch.zeros(group.channels)
+        for item in group.coupled:
+            if item.dep.target.module in group.writers and not isinstance(item.dep.target.module, nn.MultiheadAttention):
+                filters = item.dep.target.module.weight.detach().flatten(1)[item.idxs].float()
+                scores.index_add_(0, torch.tensor(item.root_idxs), torch.cdist(filters, filters).sum(1).cpu())
+        return scores / scores.mean()  # groups compete on the same scale, as in torch-pruning's other criteria
 
 
 @METHODS.register("channels_lamp")

@@ -91,7 +91,7 @@ class Masker:
         for parameter, (name, mask) in zip(self.parameters, self.masks.items(), strict=True):
             alive = int(torch.count_nonzero(parameter.detach()[~mask]))
             if alive:
-                raise UserError(f"{name}: {alive} masked weights are not zero; Masker.step belongs after optimizer.step")
+                raise UserError(f"{name}: {alive} masked weights are not zero; Masker.step belongs after each update")
         asked = self.schedule.at(self.progress, self.sparsity)
         weights = prunable(self.network, self.method)
         removed = sum(int((~self.masks[name]).sum()) for name in weights if name in self.masks)

@@ -67,13 +67,19 @@ class MaskMethod(Method):
 # ---------------------------------------------------------------------------------------------- gradients
 
 
+def gradients_of(loss: Tensor, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The loss's gradient for each weight; zeros for one that the forward pass did not use."""
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(weights, found, strict=True))
+
+
 def mean_gradients(
     network: nn.Module, weights: dict[str, nn.Parameter], examples: Examples, reader: str
 ) -> dict[str, Tensor]:
     """The gradient of the mean cross-entropy over the examples."""
     examples.need(reader, labels=True)
     loss = cross_entropy(network(examples.images), examples.labels)
-    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True), strict=True))
+    return gradients_of(loss, weights)
 
 
 def squared_gradients(
@@ -83,9 +89,8 @@ def squared_gradients(
     examples.need(reader, labels=True)
     total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for image, label in zip(examples.images.split(1), examples.labels.split(1), strict=True):
-        gradients = torch.autograd.grad(cross_entropy(network(image), label), list(weights.values()))
-        for mean, gradient in zip(total.values(), gradients, strict=True):
-            mean.addcmul_(gradient, gradient, value=1 / len(examples.labels))
+        for name, gradient in gradients_of(cross_entropy(network(image), label), weights).items():
+            total[name].addcmul_(gradient, gradient, value=1 / len(examples.labels))
     return total
 
 
