@@ -34,7 +34,7 @@ from pipeline.registry import UserError
 
 
 class Net(nn.Module):
-    """A residual block, a grouped convolution, a bias, a flatten and two linear layers: what removal must see through."""
+    """What removal must see through: a residual block, a grouped convolution, a bias, a flatten, two linear layers."""
 
     def __init__(self, width=16):
         super().__init__()
@@ -232,7 +232,8 @@ def test_gradual_follows_the_published_cubic():
     schedule = SCHEDULES["gradual"](initial=0.05, begin=0.25, end=0.75, updates=10**6)
     for progress in (0.25, 0.3, 0.5, 0.7):  # Zhu & Gupta 2017, equation 1, in their letters
         s_i, s_f, t, t_0, n_delta_t = 0.05, 0.9, progress, 0.25, 0.5
-        assert schedule.at(progress, 0.9) == pytest.approx(s_f + (s_i - s_f) * (1 - (t - t_0) / n_delta_t) ** 3, abs=1e-5)
+        published = s_f + (s_i - s_f) * (1 - (t - t_0) / n_delta_t) ** 3
+        assert schedule.at(progress, 0.9) == pytest.approx(published, abs=1e-5)
 
 
 def test_iterative_rounds_remove_an_equal_share_of_what_is_left():
@@ -324,7 +325,7 @@ def test_lamp_equals_a_loop_written_from_the_paper():
 
 
 def erk_by_the_paper(shapes, density):
-    """Evci et al. 2020, in the manner of the released code: layers that would be denser than 1 become dense, one by one."""
+    """Evci et al. 2020, as the released code goes about it: layers that would be denser than 1 become dense in turn."""
     dense = set()
     while True:
         left = sum(math.prod(s) * density for n, s in shapes.items())

@@ -440,8 +440,9 @@ class FPGMChannels(Removal):
     def importance(self, group, examples):
         scores = torch.zeros(group.channels)
         for item in group.coupled:
-            if item.dep.target.module in group.writers and not isinstance(item.dep.target.module, nn.MultiheadAttention):
-                filters = item.dep.target.module.weight.detach().flatten(1)[item.idxs].float()
+            layer = item.dep.target.module
+            if layer in group.writers and isinstance(layer, nn.Conv2d | nn.Linear):
+                filters = layer.weight.detach().flatten(1)[item.idxs].float()
                 scores.index_add_(0, torch.tensor(item.root_idxs), torch.cdist(filters, filters).sum(1).cpu())
         return scores / scores.mean()  # groups compete on the same scale, as in torch-pruning's other criteria
 
