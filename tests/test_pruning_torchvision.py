@@ -76,18 +76,18 @@ def test_layernorm_loses_the_same_channels_as_the_rest():
     # torch-pruning 1.6.0 by itself permutes the LayerNorm parameters that stay, once few are left
     torch.manual_seed(0)
     network = torchvision.models.VisionTransformer(
-        image_size=16, patch_size=8, num_layers=1, num_heads=4, hidden_dim=512, mlp_dim=64, num_classes=3
+        image_size=16, patch_size=8, num_layers=1, num_heads=4, hidden_dim=768, mlp_dim=64, num_classes=3
     ).eval()
     with torch.no_grad():
-        network.encoder.ln.weight.copy_(torch.arange(512))
-        network.class_token[0, 0].copy_(torch.arange(512))
+        network.encoder.ln.weight.copy_(torch.arange(768))
+        network.class_token[0, 0].copy_(torch.arange(768))
     pruned = prune(network, METHODS["channels"](scope="uniform"), 0.9, images=torch.randn(2, 3, 16, 16)).network
     kept = pruned.encoder.ln.weight.detach()
-    assert 4 <= len(kept) < 200 and torch.equal(kept, kept.sort().values)
+    assert 4 <= len(kept) < 300 and torch.equal(kept, kept.sort().values)
     assert torch.equal(kept, pruned.class_token[0, 0])
     # every head keeps the same positions
     assert len(kept) % 4 == 0
-    assert torch.equal(kept.view(4, -1) % 128, (kept.view(4, -1) % 128)[:1].expand(4, -1))
+    assert torch.equal(kept.view(4, -1) % 192, (kept.view(4, -1) % 192)[:1].expand(4, -1))
 
 
 @pytest.mark.parametrize(
