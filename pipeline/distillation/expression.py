@@ -1,0 +1,66 @@
+"""From what a study says (``kd + at``) to the losses of an objective."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.distillation.loss import LOSSES, Loss
+from pipeline.registry import UserError
+
+NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+TERM = re.compile(rf"\s*(?P<sign>[+-]?)\s*(?P<number>{NUMBER})?\s*\*?\s*(?P<name>[A-Za-z_]\w*)")
+
+
+def parse_losses(spec: str | Sequence[str | Mapping[str, Any]], where: str) -> tuple[Loss, ...]:
+    """The losses that an expression or a list names, with a loss for the labels among them.
+
+    - ``"0.1 ce + 0.9 kd"``: a number is the weight; a name without one has the default weight of the loss (the one of
+      its paper).
+    - ``[{name: kd, temperature: 8}, at]``: a mapping gives options; a string is an expression as above.
+    - Labels: where nothing teaches them (``ce`` and its relatives), ``ce`` is added in front with weight 1. A loss that
+      stands alone without a weight brings the weight of its paper instead: ``kd`` means ``0.1 ce + 0.9 kd``, while
+      ``1 kd`` means ``1 ce + 1 kd`` and ``kd + at`` means ``1 ce + 0.9 kd + 1000 at``. ``0 ce + 1 kd`` leaves the
+      labels out: losses of weight 0 count as named and are then dropped.
+
+    Args:
+        spec: the expression or the list.
+        where: how the user would find the place, such as ``recoveries.mine.losses``; it opens every message.
+
+    Raises:
+        UserError: no loss, an unknown name or option, one name twice, a negative weight, or all weights zero.
+    """
+    parts = [spec] if isinstance(spec, str | Mapping) else list(spec or ())
+    terms = [term for part in parts for term in (_expression(part, where) if isinstance(part, str) else [dict(part)])]
+    if not terms:
+        raise UserError(f"{where}: no loss at all; name one, such as 'kd' or '0.1 ce + 0.9 kd'")
+    losses = [LOSSES.build(term, where) for term in terms]
+    for index, loss in enumerate(losses):
+        if any(loss.name == other.name for other in losses[:index]):
+            raise UserError(f"{where}: '{loss.name}' is named twice; name it once, with the weight that you mean")
+    if not any(loss.weight for loss in losses):
+        raise UserError(f"{where}: every weight is zero; give at least one loss a weight above 0")
+    if not any(loss.uses_labels for loss in losses):
+        plain = len(losses) == 1 and "weight" not in terms[0]
+        losses.insert(0, LOSSES.build({"name": "ce", "weight": losses[0].label_weight if plain else 1.0}, where))
+    return tuple(loss for loss in losses if loss.weight)
+
+
+def format_losses(losses: Sequence[Loss]) -> str:
+    """The expression that reads back as these losses, as far as names and weights go: ``0.1 ce + 0.9 kd``."""
+    return " + ".join(f"{loss.weight:g} {loss.name}" for loss in losses)
+
+
+def _expression(text: str, where: str) -> list[dict[str, Any]]:
+    """``"0.1 ce + at"`` becomes ``[{name: ce, weight: 0.1}, {name: at}]``."""
+    terms, position = [], 0
+    while position < len(text.rstrip()):
+        term = TERM.match(text, position)
+        if term is None or (position == 0) != (term["sign"] != "+"):
+            raise UserError(f"{where}: '{text}' is not understood; write for example '0.1 ce + 0.9 kd'")
+        if term["sign"] == "-":
+            raise UserError(f"{where}: '{text}' holds a negative weight; losses are added with weights above 0")
+        terms.append({"name": term["name"]} | ({"weight": float(term["number"])} if term["number"] else {}))
+        position = term.end()
+    return terms

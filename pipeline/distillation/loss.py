@@ -1,0 +1,89 @@
+"""What a loss is: options, trainable parts, and a value in full precision; and the registry that names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models import Outputs
+from pipeline.registry import Registry
+
+
+class Labelled(Protocol):
+    """The part of a batch that a loss may read."""
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [batch], 0 .. classes - 1."""
+
+    @property
+    def ids(self) -> Tensor:
+        """int64 [batch], the index of each example in the training split."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What the trainable parts of a loss may know of the training split: labels int64 [examples], number of classes."""
+
+    labels: Tensor
+    classes: int
+
+    @property
+    def counts(self) -> Tensor:
+        """Examples per class, int64 [classes]."""
+        return torch.bincount(self.labels, minlength=self.classes)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One term of an objective; its fields are its options, the first of them its weight in the sum.
+
+    A new loss subclasses this, registers itself in ``LOSSES`` and defines ``value``; ``adapters`` too if it has parts
+    that are trained with the student (a regressor, a projection) or that remember (a memory bank).
+    """
+
+    weight: float = 1.0
+
+    name: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False  # reads blocks or embedding; False: the logits are enough
+    uses_labels: ClassVar[bool] = False  # teaches the labels, so that no ``ce`` has to be added
+    label_weight: ClassVar[float] = 1.0  # weight of the ``ce`` that is added when this loss stands alone
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight:g} is refused; give a finite number that is not negative")
+
+    def adapters(self, student: Outputs, teacher: Outputs | None, training: TrainingSet) -> nn.Module | None:
+        """Builds the parts that are trained with the student and dropped after, from one batch; None: no such parts."""
+        return None
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Labelled, adapters: nn.Module | None) -> Tensor:
+        """The unweighted loss, a scalar; every floating point input has at least 32 bits."""
+        raise NotImplementedError
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs | None, batch: Labelled, adapters: nn.Module | None = None
+    ) -> Tensor:
+        """The unweighted loss over the batch, a scalar, computed in float32 (or wider) whatever comes in.
+
+        Softmax, norms and Gram matrices lose their meaning in 8 or 11 bits, so autocast is off inside a loss.
+        """
+        with torch.autocast(student.logits.device.type, enabled=False):
+            return self.value(self._widened(student), self._widened(teacher), batch, adapters)
+
+    def _widened(self, outputs: Outputs | None) -> Outputs | None:
+        if outputs is None or not self.needs_features:
+            return outputs and Outputs(widen(outputs.logits), outputs.blocks, outputs.embedding)
+        return Outputs(widen(outputs.logits), [widen(block) for block in outputs.blocks], widen(outputs.embedding))
+
+
+def widen(values: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+LOSSES: Registry[Loss] = Registry("loss")

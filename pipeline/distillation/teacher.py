@@ -1,0 +1,94 @@
+"""Networks that teach: run in the cheapest form that gives the same logits, or not at all where logits are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.distillation.loss import Labelled
+from pipeline.models import Outputs
+from pipeline.registry import UserError
+
+
+class LogitsCache:
+    """Logits by (draw, example id), in one memory-mapped file that several runs may share.
+
+    For training whose batches repeat: where the augmented image is a function of (seed, draw, id), so is the teacher's
+    answer. One file belongs to one teacher and one augmentation stream: share it among the arms of one seed, never
+    across seeds, which would otherwise stop being independent.
+
+    Args:
+        path: the ``.npy`` file; made (sparse) if absent.
+        draws: how often the training split is drawn, that is the number of epochs.
+        examples, classes: its size and that of the logits; 4 * draws * examples * (classes + 1) bytes are used at most.
+
+    Raises:
+        UserError: the file holds another shape, or cannot be read or made.
+    """
+
+    def __init__(self, path: Path, *, draws: int, examples: int, classes: int) -> None:
+        self.path = path
+        shape = (draws, examples, classes + 1)  # the last column is 1 where the row is complete
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                unfinished = path.with_suffix(f".{id(self)}.tmp")
+                np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
+                unfinished.replace(path)
+            self.rows = np.lib.format.open_memmap(path, "r+")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: the cache of logits cannot be used ({error}); remove the file") from None
+        if self.rows.shape != shape or self.rows.dtype != np.float32:
+            raise UserError(f"{path}: holds logits of shape {self.rows.shape}, not {shape}; remove the file")
+
+    def get(self, draw: int, ids: Tensor) -> Tensor | None:
+        """float32 [batch, classes] on the CPU, or None unless every one of the rows is there."""
+        rows = self.rows[draw, ids.cpu().numpy()]
+        return torch.from_numpy(rows[:, :-1]) if rows[:, -1].all() else None
+
+    def put(self, draw: int, ids: Tensor, logits: Tensor) -> None:
+        """Stores float [batch, classes]; the mark of completeness is written last, for those who read meanwhile."""
+        index = ids.cpu().numpy()
+        self.rows[draw, index, :-1] = logits.detach().float().cpu().numpy()
+        self.rows[draw, index, -1] = 1
+
+
+class Teacher:
+    """A network that answers batches with ``Outputs``: in eval mode, without gradients, in channels_last.
+
+    Args:
+        network: images -> ``Outputs``, such as ``pipeline.models.Observer`` over a network with folded BatchNorm. It is
+            taken over: frozen, set to eval mode and reordered in memory.
+        cache: answers from here where it can, which leaves logits only; the batch must then have ``draw: int``.
+
+    Attributes:
+        logits_only: blocks and embedding are absent.
+        runs: how often the network ran.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Outputs], *, cache: LogitsCache | None = None) -> None:
+        if isinstance(network, nn.Module):
+            network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.network = network
+        self.cache = cache
+        self.logits_only = cache is not None
+        self.runs = 0
+
+    @torch.no_grad()
+    def __call__(self, batch: Labelled) -> Outputs:
+        """What the network shows for ``batch.images``, float [batch, channels, height, width]."""
+        if self.cache is None:
+            return self._run(batch.images)
+        logits = self.cache.get(batch.draw, batch.ids)
+        if logits is None:
+            logits = self._run(batch.images).logits
+            self.cache.put(batch.draw, batch.ids, logits)
+        return Outputs(logits.to(batch.images.device), [], logits.new_empty(len(logits), 0))
+
+    def _run(self, images: Tensor) -> Outputs:
+        self.runs += 1
+        return self.network(images.contiguous(memory_format=torch.channels_last))

@@ -1,0 +1,352 @@
+"""A stage is a frozen dataclass that names one call; the store keeps what it made under a hash of that value.
+
+A folder that exists is complete: work happens in ``<key>.work/``, the manifest is written last, then one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pipeline.registry import UserError
+
+# Metadata of a field that must not name a result: where something lies, what it is called in a table.
+OUTSIDE_KEY = {"outside_key": True}
+
+PACKAGES = ("torch", "torchvision", "torch-pruning", "numpy", "scipy", "ckatorch")
+
+
+class StageFailed(UserError):
+    """A stage ended without a result; what depends on it cannot run."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a study. Fields that are stages (or tuples of stages) are its inputs, all others its options.
+
+    A subclass defines ``run(folder, context)``, which writes its files into the empty or partly filled folder, and
+    raises ``version`` when run() changes its answer for the same fields.
+    """
+
+    version: ClassVar[int] = 1
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 over class, version, options that differ from their default, and the keys of the inputs."""
+        text = json.dumps(_describe(self, full=False, nested=False), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+    def inputs(self) -> list[Stage]:
+        found: list[Stage] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            found += [value] if isinstance(value, Stage) else []
+            found += [part for part in value if isinstance(part, Stage)] if isinstance(value, tuple) else []
+        return found
+
+    def options(self) -> dict[str, Any]:
+        """Every option in full, defaults included (inputs by key)."""
+        return _describe(self, full=True, nested=False)
+
+    def label(self) -> str:
+        """What a person reads in progress lines and lists."""
+        return self.kind
+
+    def run(self, folder: Path, context: Context) -> None:
+        raise NotImplementedError(f"{type(self).__name__} defines no run()")
+
+
+def _describe(value: Any, *, full: bool, nested: bool = True) -> Any:
+    if isinstance(value, Stage) and nested:
+        return {"stage": value.kind, "key": value.key}
+    if dataclasses.is_dataclass(value):
+        named = getattr(type(value), "name", None)
+        content = {"class": named if isinstance(named, str) else type(value).__name__}
+        if getattr(type(value), "version", 1) != 1 or isinstance(value, Stage):
+            content["version"] = type(value).version
+        for field in dataclasses.fields(value):
+            part = getattr(value, field.name)
+            if field.metadata == OUTSIDE_KEY:
+                continue
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if full or default is dataclasses.MISSING or part != default:
+                content[field.name] = _describe(part, full=full)
+        return content
+    if isinstance(value, tuple | list):
+        return [_describe(part, full=full) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _describe(part, full=full) for key, part in value.items()}
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise TypeError(f"an option of type {type(value).__name__} cannot name a stage")
+
+
+@dataclass
+class Context:
+    """What a running stage may use besides its own fields; nothing here reaches a key.
+
+    store: where inputs lie. data_root: downloads and caches. device: "cpu" or "cuda".
+    report: called as report(step, steps, values) during long work; values are shown, not stored.
+    """
+
+    store: Store
+    data_root: Path
+    device: str = "cpu"
+    threads: int = 0
+    report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, values: None
+
+    def open(self, stage: Stage) -> Path:
+        """The folder of a finished input; its files have been checked against the manifest."""
+        return self.store.open(stage)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """The results folder: ``store/<stage>/<key>/`` for finished work, ``<key>.work/`` for unfinished work."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._checked: dict[str, Path] = {}
+
+    def folder(self, stage: Stage) -> Path:
+        return self.root / "store" / stage.kind / stage.key
+
+    def _beside(self, stage: Stage, suffix: str) -> Path:
+        return self.folder(stage).with_name(stage.key + suffix)
+
+    def state(self, stage: Stage) -> str:
+        """done, running, failed, partial or todo."""
+        if (self.folder(stage) / "manifest.json").exists():
+            return "done"
+        if self._locked(stage):
+            return "running"
+        if self._beside(stage, ".failed").exists():
+            return "failed"
+        return "partial" if self._beside(stage, ".work").exists() else "todo"
+
+    def failure(self, stage: Stage) -> str:
+        path = self._beside(stage, ".failed")
+        return path.read_text().strip() if path.exists() else ""
+
+    def _locked(self, stage: Stage) -> bool:
+        path = self._beside(stage, ".lock")
+        if not path.exists():
+            return False
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
+
+    def done(self, stage: Stage) -> bool:
+        """Whether the result exists. A default that changed since it was made is refused with both values."""
+        if not (self.folder(stage) / "manifest.json").exists():
+            return False
+        stored, now = self.manifest(stage)["options"], stage.options()
+        if stored != json.loads(json.dumps(now)):
+            changed = _first_difference(stored, now, stage.kind)
+            raise UserError(
+                f"{self.folder(stage)}: made with {changed[0]}={changed[1]}, the default is now {changed[2]}; set the "
+                "option to either value in the configuration, or delete this folder"
+            )
+        return True
+
+    def manifest(self, stage: Stage) -> dict[str, Any]:
+        path = self.folder(stage) / "manifest.json"
+        try:
+            content = json.loads(path.read_text())
+            content["options"], content["files"]
+            return content
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete its folder to compute it again") from None
+
+    def open(self, stage: Stage) -> Path:
+        """The folder of a finished stage, its files checked against their checksums once in each process."""
+        if stage.key not in self._checked:
+            folder = self.folder(stage)
+            for name, recorded in self.manifest(stage)["files"].items():
+                path = folder / name
+                if not path.exists() or path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+                    raise UserError(
+                        f"{path}: does not match its checksum in manifest.json (damaged or edited); delete the folder "
+                        f"{folder} to compute it again"
+                    )
+            self._checked[stage.key] = folder
+        return self._checked[stage.key]
+
+    @contextlib.contextmanager
+    def lock(self, path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """A kernel file lock: it is gone when its process is, however that ended."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def execute(self, stage: Stage, context: Context, waiting: Callable[[], None] = lambda: None) -> bool:
+        """Makes the stage's result unless it exists. Returns whether it was computed here.
+
+        Raises:
+            StageFailed: the stage could not be completed, with the reason in one line.
+        """
+        try:
+            if self.done(stage):
+                return False
+            with self.lock(self._beside(stage, ".lock"), waiting):
+                if self.done(stage):
+                    return False
+                self._make(stage, context)
+                return True
+        except UserError as error:
+            self._note_failure(stage, str(error))
+            raise StageFailed(str(error)) from None
+        except OSError as error:
+            raise StageFailed(describe_os_error(error, self.root)) from None
+
+    def _make(self, stage: Stage, context: Context) -> None:
+        folder, work = self.folder(stage), self._beside(stage, ".work")
+        self._beside(stage, ".failed").unlink(missing_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+        started = time.time()
+        stage.run(work, context)
+        files = sorted(path for path in work.rglob("*") if path.is_file())
+        manifest = {
+            "stage": stage.kind,
+            "key": stage.key,
+            "label": stage.label(),
+            "options": stage.options(),
+            "inputs": [part.key for part in stage.inputs()],
+            "files": {
+                str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+            },
+            "seconds": round(time.time() - started, 3),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "device": context.device,
+            "threads": context.threads,
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+            "packages": _package_versions(),
+        }
+        write_atomically(work / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        for path in files:
+            _flush_to_disk(path)
+        os.rename(work, folder)
+        _flush_to_disk(folder.parent)
+
+    def _note_failure(self, stage: Stage, reason: str) -> None:
+        with contextlib.suppress(OSError):  # the note is a courtesy of `plan`; the failure itself is reported anyway
+            path = self._beside(stage, ".failed")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(reason + "\n")
+
+
+def describe_os_error(error: OSError, root: Path) -> str:
+    """One line for trouble with files, with the remedy."""
+    path = error.filename or root
+    remedy = {
+        errno.ENOSPC: "free some space and run again: finished stages are kept",
+        errno.EDQUOT: "free some space and run again: finished stages are kept",
+        errno.EACCES: "choose a folder that you may write to with RESULTS=... (--results)",
+        errno.EPERM: "choose a folder that you may write to with RESULTS=... (--results)",
+        errno.EROFS: "choose a folder that can be written to with RESULTS=... (--results)",
+        errno.ENOTDIR: "a file is in the way; choose another folder with RESULTS=... (--results)",
+        errno.EEXIST: "a file is in the way; choose another folder with RESULTS=... (--results)",
+    }.get(error.errno, "mend this and run again: finished stages are kept")
+    return f"{path}: {error.strerror or error}; {remedy}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file is either the old one or the whole new one, whenever the machine stops."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Puts a finished folder in the place of another one."""
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first_difference(stored: Any, now: Any, path: str) -> tuple[str, Any, Any]:
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for name in sorted(stored.keys() | now.keys()):
+            if stored.get(name) != now.get(name):
+                return _first_difference(stored.get(name), now.get(name), f"{path}.{name}")
+    return path, stored, now
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {"pipeline": metadata.version("pruning-bias-pipeline")} if _installed() else {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _installed() -> bool:
+    try:
+        metadata.version("pruning-bias-pipeline")
+        return True
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def walk(targets: list[Stage]) -> list[Stage]:
+    """Every stage that the targets need, inputs before users, each once, in a stable order."""
+    order: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        if stage.key not in order:
+            for part in stage.inputs():
+                visit(part)
+            order[stage.key] = stage
+
+    for target in targets:
+        visit(target)
+    return list(order.values())

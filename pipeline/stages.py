@@ -1,0 +1,437 @@
+"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate, Report.
+
+Each reads its inputs from the store, calls plain functions, and writes files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
+from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.folding import fold_batchnorm
+from pipeline.models import NetworkInfo, Observer
+from pipeline.registry import UserError
+from pipeline.stage import OUTSIDE_KEY, Context, Stage
+
+EVALUATION_BATCH = 250
+PRUNING_EXAMPLES = 256
+
+
+@lru_cache(maxsize=2)
+def load_splits(data: Data, root: Path) -> Splits:
+    """One copy per process: every stage of a study reads the same arrays."""
+    return data.load(root)
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A network of the store, in eval mode on the CPU, with what belongs to it."""
+
+    network: nn.Module
+    info: NetworkInfo
+    masks: pruning.Masks
+
+    @property
+    def normalisation(self) -> Normalisation:
+        return Normalisation(self.info.mean, self.info.std)
+
+
+def load_network(folder: Path) -> StoredNetwork:
+    """Reads a folder that Train, Prune or Recover wrote; outputs are bit-equal to those of the network that was saved."""
+    info = models.load_info(folder)
+    network = models.fresh(info)
+    if info.removed:
+        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
+    models.load_weights(folder, network)
+    path = folder / "masks.safetensors"
+    masks = models.load_tensors(path) if path.exists() else {}
+    for name, mask in masks.items():
+        if torch.count_nonzero(network.get_parameter(name)[~mask]):
+            raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+    return StoredNetwork(network, info, masks)
+
+
+def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
+    """Writes ``size.json``: what was reached, measured on the network itself."""
+    example = torch.zeros(1, *models.load_info(folder).input_shape)
+    size = pruning.measure(network, dense=dense, method=method, example=example)
+    (folder / "size.json").write_text(json.dumps(asdict(size), indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """A CSV with one column per key of the first row."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class Train(Stage):
+    """A dense network, from random initial weights."""
+
+    data: Data
+    identity: str  # of the dataset's contents, where the options do not name them
+    network: str
+    fit: training.Fit
+    seed: int
+
+    def label(self) -> str:
+        return f"train {self.network} · seed {self.seed}"
+
+    @property
+    def dense(self) -> Train:
+        return self
+
+    def run(self, folder: Path, context: Context) -> None:
+        splits = load_splits(self.data, context.data_root)
+        normalisation = Normalisation.of(splits.train)
+        shape, classes = splits.train.input_shape, splits.train.classes
+        network = models.build(self.network, input_shape=shape, classes=len(classes), seed=self.seed)
+        info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
+        np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
+        losses = distillation.parse_losses("ce", "train.losses")
+        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0))
+        models.save(folder, network, info)
+
+
+@dataclass(frozen=True)
+class Prune(Stage):
+    """A dense network with weights removed, not trained afterwards."""
+
+    dense: Train
+    method: pruning.Method
+    sparsity: float
+    title: str = field(default="", metadata=OUTSIDE_KEY)
+
+    @property
+    def seed(self) -> int:
+        return self.dense.seed
+
+    def label(self) -> str:
+        return f"prune {self.title or self.method.name} {self.sparsity:g} · seed {self.seed}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.dense))
+        splits = load_splits(self.dense.data, context.data_root)
+        # Examples come from the training split in a drawn order: the split itself is sorted by class in some datasets.
+        rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
+        batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
+        batch = next(batches.in_order())
+        pruned = pruning.prune(
+            stored.network, self.method, self.sparsity, images=batch.images, labels=batch.labels, seed=self.seed
+        )
+        info = models.with_removed(stored.info, pruned.removed)
+        models.save(folder, pruned.network, info, pruned.masks)
+        write_size(folder, pruned.network, dense=stored.network, method=self.method)
+
+
+@dataclass(frozen=True)
+class Recover(Stage):
+    """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
+
+    teachers: dense networks to learn from; the network's own dense parent where none is given.
+    """
+
+    network: Train | Prune
+    losses: tuple[distillation.Loss, ...]
+    fit: training.Fit
+    window: tuple[float, float] = (0.0, 1.0)
+    teachers: tuple[Train, ...] = ()
+    ensemble: str = "average"
+    title: str = field(default="", metadata=OUTSIDE_KEY)
+
+    @property
+    def dense(self) -> Train:
+        return self.network.dense
+
+    @property
+    def seed(self) -> int:
+        return self.network.seed
+
+    def inputs(self) -> list[Stage]:
+        return [*super().inputs(), self.dense]
+
+    def label(self) -> str:
+        origin = self.network.label().removeprefix("prune ").rpartition(" · ")[0]
+        title = self.title or " + ".join(loss.name for loss in self.losses)
+        return f"recover {title} · {'dense' if self.network is self.dense else origin} · seed {self.seed}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        splits = load_splits(self.dense.data, context.data_root)
+        masker = None
+        if stored.masks:
+            masker = pruning.Masker(
+                stored.network, stored.masks, method=self.network.method, sparsity=self.network.sparsity
+            )
+        teachers = []
+        if any(loss.needs_teacher for loss in self.losses):
+            for stage in self.teachers or (self.dense,):
+                teacher = load_network(context.open(stage))
+                example = torch.zeros(2, *teacher.info.input_shape)
+                folded = fold_batchnorm(teacher.network, example).to(context.device)
+                observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
+                teachers.append(distillation.Teacher(observer))
+        _fit(
+            self,
+            folder,
+            context,
+            stored.network,
+            stored.info,
+            self.losses,
+            splits,
+            # Every arm of a seed sees the same images, so that differences between arms are the arms'.
+            stream=(self.seed, 1),
+            masker=masker,
+            objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
+        )
+        models.save(folder, stored.network, stored.info, masker.masks if masker else None)
+        if isinstance(self.network, Prune):
+            dense = load_network(context.open(self.dense)).network
+            write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+
+
+def _fit(
+    stage: Train | Recover,
+    folder: Path,
+    context: Context,
+    network: nn.Module,
+    info: NetworkInfo,
+    losses: tuple[distillation.Loss, ...],
+    splits: Splits,
+    *,
+    stream: tuple[int, int],
+    masker: pruning.Masker | None = None,
+    objective: dict | None = None,
+) -> None:
+    """Trains in place and writes ``history.csv``, one row per epoch."""
+    normalisation = Normalisation(info.mean, info.std)
+    fit = stage.fit
+    options = {"device": context.device}
+    train = Batches(
+        splits.train, normalisation, batch_size=fit.batch_size, augmentation=fit.augmentation, **options
+    )
+    validation = Batches(splits.validation, normalisation, batch_size=EVALUATION_BATCH, **options)
+
+    def prepare(outputs: models.Outputs, batch: Batch) -> distillation.Objective:
+        made = distillation.Objective(losses, seed=stage.seed, **(objective or {}))
+        labels = torch.from_numpy(splits.train.labels)
+        made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
+        return made
+
+    history = training.fit(
+        network,
+        info=info,
+        prepare=prepare,
+        options=fit,
+        train=train,
+        validation=validation,
+        seed=stream,
+        folder=folder,
+        masker=masker,
+        report=context.report,
+    )
+    write_rows(folder / "history.csv", history)
+
+
+@dataclass(frozen=True)
+class Predict(Stage):
+    """What a network says about every test example. No other stage touches the test split."""
+
+    network: Train | Prune | Recover
+
+    def label(self) -> str:
+        return f"predict · {self.network.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        test = load_splits(self.network.dense.data, context.data_root).test
+        batches = Batches(test, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
+        logits = inference.predict(stored.network, batches)
+        inference.save(folder, logits, test.labels, test.ids, test.classes)
+
+
+@dataclass(frozen=True)
+class Score(Stage):
+    """Per-class rates, CEV, SDE and accuracy of one method's networks, each against its own dense parent.
+
+    candidates and references go in pairs, one for each seed; the references among themselves are the floor.
+    """
+
+    references: tuple[Predict, ...]
+    candidates: tuple[Predict, ...]
+    resamples: int = 2000
+    smoothing: float = 0.0
+
+    def label(self) -> str:
+        origin = self.candidates[0].network.label().rpartition(" · ")[0]
+        return f"score · {origin} · {len(self.candidates)} seeds"
+
+    def run(self, folder: Path, context: Context) -> None:
+        references = [inference.load(context.open(stage)) for stage in self.references]
+        audit = bias.audit(
+            references=references,
+            candidates=[inference.load(context.open(stage)) for stage in self.candidates],
+            floor_references=references,
+            resamples=self.resamples,
+            smoothing=self.smoothing,
+        )
+        (folder / "audit.json").write_text(json.dumps(audit.to_json(), indent=1) + "\n")
+        write_rows(folder / "rows.csv", audit.rows())
+        write_rows(folder / "per_class.csv", audit.per_class_rows())
+
+
+@dataclass(frozen=True)
+class Similarity(Stage):
+    """Linear CKA between two networks at every block end, on the validation split (test is for Predict alone)."""
+
+    reference: Train
+    candidate: Train | Prune | Recover
+    examples: int = 1000
+
+    def label(self) -> str:
+        if isinstance(self.candidate, Train):
+            return f"similarity · dense seed {self.reference.seed} and seed {self.candidate.seed}"
+        return f"similarity · {self.candidate.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        found = []
+        for stage in (self.reference, self.candidate):
+            stored = load_network(context.open(stage))
+            split = load_splits(stage.dense.data, context.data_root).validation
+            # The same examples for both: an equal share of each class comes of drawing without replacement.
+            rows = np.sort(np.random.default_rng(0).permutation(len(split))[: self.examples])
+            batches = Batches(split.take(rows), stored.normalisation, batch_size=len(rows), device=context.device)
+            with Observer(stored.network, stored.info.blocks, stored.info.classifier) as observer:
+                found.append(inference.observe(observer, batches))
+        rows = [{"layer": layer, "cka": value} for layer, value in similarity.compare(*found).items()]
+        write_rows(folder / "rows.csv", rows)
+
+
+@dataclass(frozen=True)
+class Correlate(Stage):
+    """Pearson and Spearman correlation of similarity with CEV and SDE over all networks of a study.
+
+    similarities[i][s] belongs to trial s of scores[i].
+    """
+
+    scores: tuple[Score, ...]
+    similarities: tuple[Similarity, ...]
+
+    def run(self, folder: Path, context: Context) -> None:
+        layers: dict[str, list[float]] = {}
+        measures: dict[str, list[float]] = {"cev": [], "sde": []}
+        for score in self.scores:
+            for trial in json.loads((context.open(score) / "audit.json").read_text())["trials"]:
+                for name, values in measures.items():
+                    values.append(np.nan if trial[name] is None else trial[name])
+        for stage in self.similarities:
+            for row in read_rows(context.open(stage) / "rows.csv"):
+                layers.setdefault(row["layer"], []).append(float(row["cka"]))
+        blocks = [values for layer, values in layers.items() if layer.startswith("block")]
+        layers = {"mean of blocks": list(np.mean(blocks, axis=0)), **layers}
+        rows = [
+            {"similarity": "cka", "layer": layer, "measure": measure, **record}
+            for layer, values in layers.items()
+            for measure, errors in measures.items()
+            for record in correlation.correlate(np.array(values), np.array(errors))
+        ]
+        write_rows(folder / "correlation.csv", rows)
+
+
+@dataclass(frozen=True)
+class Report(Stage):
+    """Everything that a person reads about a study: tables, figures, a page, and events for TensorBoard.
+
+    titles[i] is (pruning, sparsity, recovery) of scores[i]; similarities go by score and, within it, by seed; floor are
+    the similarities of the dense networks among each other.
+    """
+
+    study: str
+    titles: tuple[tuple[str, float, str], ...]
+    scores: tuple[Score, ...]
+    similarities: tuple[Similarity, ...]
+    floor: tuple[Similarity, ...]
+    correlate: Correlate
+    configuration: str = field(default="", metadata=OUTSIDE_KEY)
+
+    def label(self) -> str:
+        return f"report {self.study}"
+
+    def inputs(self) -> list[Stage]:
+        networks = [prediction.network for score in self.scores for prediction in score.candidates]
+        return [*super().inputs(), *self.scores[0].references, *dict.fromkeys(networks)]
+
+    def run(self, folder: Path, context: Context) -> None:
+        cka = iter([self._cka(context, stage) for stage in self.similarities])
+        runs, per_class, audits = [], [], []
+        for reference in self.scores[0].references:
+            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0}))
+        for title, score in zip(self.titles, self.scores, strict=True):
+            audit = json.loads((context.open(score) / "audit.json").read_text())
+            audits.append((title, audit))
+            per_class += [
+                {"pruning": title[0], "sparsity_asked": title[1], "recovery": title[2], **row}
+                for row in audit["per_class"]
+            ]
+            for candidate, trial in zip(score.candidates, audit["trials"], strict=True):
+                found = {"cev": trial["cev"], "sde": trial["sde"], "cka": next(cka)}
+                runs.append(self._run(context, candidate, title, found))
+        report.write(
+            folder,
+            study=self.study,
+            runs=runs,
+            per_class=per_class,
+            audits=audits,
+            floor_cka=[self._cka(context, stage) for stage in self.floor],
+            correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
+            configuration=self.configuration,
+        )
+
+    def _cka(self, context: Context, stage: Similarity) -> float:
+        """Mean over the block ends."""
+        rows = read_rows(context.open(stage) / "rows.csv")
+        return float(np.mean([float(row["cka"]) for row in rows if row["layer"].startswith("block")]))
+
+    def _run(
+        self, context: Context, prediction: Predict, title: tuple[str, float, str], found: dict[str, float | None]
+    ) -> dict:
+        stage, folder = prediction.network, context.open(prediction.network)
+        size = json.loads((folder / "size.json").read_text()) if (folder / "size.json").exists() else {}
+        predictions = inference.load(context.open(prediction))
+        return {
+            "dataset": stage.dense.data.dataset.name,
+            "model": stage.dense.network,
+            "seed": stage.seed,
+            "pruning": title[0],
+            "sparsity_asked": title[1],
+            "sparsity_reached": size.get("sparsity", 0.0),
+            "recovery": title[2],
+            "accuracy": float((predictions.predictions == predictions.labels).mean()),
+            "cev": found.get("cev"),
+            "sde": found.get("sde"),
+            "cka": found["cka"],
+            "parameters": size.get("nonzero_parameters"),
+            "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
+            "folder": str(folder.relative_to(context.store.root)),
+            "history": [
+                {key: float(value) for key, value in row.items()} for row in read_rows(folder / "history.csv")
+            ]
+            if (folder / "history.csv").exists()
+            else [],
+        }

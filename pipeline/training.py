@@ -1,0 +1,275 @@
+"""fit(): the one training loop. The learning rate is a pure function of progress; a checkpoint is enough to go on.
+
+Dense training, fine-tuning and distillation differ only in the objective that is handed in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.data import Augmentation, Batch, Batches
+from pipeline.models import NetworkInfo, Observer, Outputs
+from pipeline.registry import UserError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a network is trained.
+
+    epochs: passes over the training split. batch_size: images per step.
+    learning_rate: its peak. schedule: "cosine" to zero, "steps" (times ``decay`` at each of ``milestones``, which are
+    shares of training), or "constant". warmup: share of training over which the rate rises linearly from zero.
+    weight_decay: L2 on every parameter. precision: "bfloat16" runs the forward pass under autocast.
+    compile: torch.compile the network (pays off in runs of many minutes).
+    """
+
+    epochs: int = 12
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    schedule: Literal["cosine", "steps", "constant"] = "cosine"
+    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
+    decay: float = 0.1
+    warmup: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("learning_rate", "weight_decay", "decay"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number of 0 or more")
+        for name in ("warmup", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more and less than 1")
+        if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
+            raise ValueError(f"milestones are {list(self.milestones)}; give rising shares of training between 0 and 1")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+
+
+def learning_rate(options: Fit, progress: float) -> float:
+    """The learning rate when ``progress`` (0 to 1) of all steps is done."""
+    if progress < options.warmup:
+        return options.learning_rate * progress / options.warmup
+    if options.schedule == "cosine":
+        position = (progress - options.warmup) / (1 - options.warmup)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * position))
+    if options.schedule == "steps":
+        return options.learning_rate * options.decay ** sum(progress >= milestone for milestone in options.milestones)
+    return options.learning_rate
+
+
+class Objective(Protocol):
+    """What fit() minimises; see `pipeline.distillation.Objective`."""
+
+    def __call__(
+        self, student: Outputs, batch: Batch, *, step: int, steps: int
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> object: ...
+
+    def audit(self) -> None: ...
+
+
+class Masker(Protocol):
+    """Keeps a masked network sparse; see `pipeline.pruning.Masker`."""
+
+    masks: dict[str, Tensor]
+
+    def step(self, progress: float) -> None: ...
+
+    def use(self, masks: dict[str, Tensor]) -> None: ...
+
+    def verify(self) -> None: ...
+
+
+def fit(
+    network: nn.Module,
+    *,
+    info: NetworkInfo,
+    prepare: Callable[[Outputs, Batch], Objective],
+    options: Fit,
+    train: Batches,
+    validation: Batches,
+    seed: tuple[int, ...],
+    folder: Path,
+    masker: Masker | None = None,
+    report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, values: None,
+) -> list[dict[str, float]]:
+    """Trains the network in place and returns one record per epoch (loss terms, validation accuracy, learning rate).
+
+    prepare: makes the objective, given one batch and what the untrained network shows for it (shapes matter only).
+    seed: with the epoch it fixes order and augmentation; runs with equal seeds see the same images.
+    folder: where the checkpoint lies while training runs; a run that finds one goes on from it, and ends with the same
+    weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
+
+    Raises:
+        UserError: the loss is no longer finite.
+    """
+    device = train.device
+    network.to(device, memory_format=torch.channels_last).train()
+    observer = Observer(network, info.blocks, info.classifier)
+    objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
+    forward = torch.compile(observer) if options.compile else observer
+    parameters = [*network.parameters(), *objective.parameters()]
+    optimizer = _optimizer(options, parameters)
+    checkpoint = folder / "checkpoint.safetensors"
+    done, history = 0, []
+    if checkpoint.exists():
+        done, history = _restore(checkpoint, network, objective, optimizer, masker)
+    steps_per_epoch = train.steps()
+    steps = options.epochs * steps_per_epoch
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    shown = started = time.monotonic()
+    started_at = done * steps_per_epoch
+    for epoch in range(done, options.epochs):
+        network.train()
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for number, batch in enumerate(train.epoch(seed, epoch)):
+            step = epoch * steps_per_epoch + number
+            rate = learning_rate(options, (step + 0.5) / steps)  # mid-step: neither end wastes a step at rate 0
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast:
+                total, terms = objective(forward(batch.images), batch, step=step, steps=steps)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            if masker is not None:
+                masker.step((step + 1) / steps)
+            for name, value in {"loss": total.detach(), **terms}.items():
+                # Sums stay on the device: reading a number out at every step would make the device wait.
+                sums[name] = sums[name] + value if name in sums else value
+                counts[name] = counts.get(name, 0) + 1
+            if time.monotonic() - shown > 0.25:
+                shown = time.monotonic()
+                loss = float(sums["loss"]) / counts["loss"]
+                _check_finite(loss, epoch, rate)
+                speed = (step + 1 - started_at) * options.batch_size / (shown - started)
+                report(step + 1, steps, {"loss": loss, "images/s": speed})
+        means = {name: float(value) / counts[name] for name, value in sums.items()}
+        _check_finite(means["loss"], epoch, rate)
+        objective.audit()
+        if masker is not None:
+            masker.verify()
+        accuracy = evaluate(network, validation)
+        history.append({"epoch": epoch + 1, "learning_rate": rate, **means, "validation_accuracy": accuracy})
+        speed = (epoch + 1 - done) * steps_per_epoch * options.batch_size / (time.monotonic() - started)
+        values = {"loss": means["loss"], "validation accuracy": accuracy, "images/s": speed}
+        report((epoch + 1) * steps_per_epoch, steps, values)
+        if epoch + 1 < options.epochs:
+            _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
+    observer.close()
+    checkpoint.unlink(missing_ok=True)
+    return history
+
+
+def _prepared(
+    prepare: Callable[[Outputs, Batch], Objective], network: nn.Module, observer: Observer, batch: Batch
+) -> Objective:
+    with torch.no_grad():
+        network.eval()  # a look at the shapes must not move BatchNorm's statistics
+        outputs = observer(batch.images)
+    network.train()
+    return prepare(outputs, batch)
+
+
+def _check_finite(loss: float, epoch: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"training diverged: the loss became {loss} in epoch {epoch + 1} at learning rate {rate:.4g}; "
+            "lower learning_rate or lengthen warmup"
+        )
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Batches) -> float:
+    """Share of examples that the network classifies correctly; leaves it in eval mode."""
+    network.eval()
+    correct = sum((network(batch.images).argmax(1) == batch.labels).sum() for batch in batches.in_order())
+    return float(correct) / len(batches.split)
+
+
+def _optimizer(options: Fit, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=0.0, betas=(options.momentum, 0.999), weight_decay=options.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=0.0,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def _save(
+    path: Path,
+    epoch: int,
+    history: list[dict[str, float]],
+    network: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    masker: Masker | None,
+) -> None:
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"objective.{name}": value for name, value in objective.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
+    if masker is not None:
+        tensors |= {f"masks.{name}": value for name, value in masker.masks.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    aside = path.with_suffix(".aside")
+    save_file(tensors, aside, metadata={"epoch": str(epoch), "history": json.dumps(history)})
+    os.replace(aside, path)
+
+
+def _restore(
+    path: Path,
+    network: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    masker: Masker | None,
+) -> tuple[int, list[dict[str, float]]]:
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "objective": {}, "optimizer": {}, "masks": {}}
+    with safe_open(path, framework="pt") as file:
+        information = file.metadata()
+        for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
+            part, _, rest = name.partition(".")
+            parts[part][rest] = file.get_tensor(name)
+    network.load_state_dict(parts["network"])
+    objective.load_state_dict(parts["objective"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in parts["optimizer"].items():
+        number, _, rest = name.partition(".")
+        state.setdefault(int(number), {})[rest] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    if masker is not None:
+        masker.use(parts["masks"])
+    return int(information["epoch"]), json.loads(information["history"])

@@ -1,0 +1,952 @@
+"""The losses against slow loops and torchdistill, and the objective's window, teachers, audit and resume."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.distillation import (
+    LOSSES,
+    LogitsCache,
+    Objective,
+    Teacher,
+    TrainingSet,
+    format_losses,
+    parse_losses,
+)
+from pipeline.models import Outputs
+from pipeline.registry import UserError
+
+CLASSES, EXAMPLES, BATCH = 5, 40, 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    draw: int = 0
+
+
+def make_training(seed: int = 0) -> TrainingSet:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (EXAMPLES,), generator=generator)
+    return TrainingSet(torch.cat([labels[:-CLASSES], torch.arange(CLASSES)]), CLASSES)
+
+
+def make_batch(training: TrainingSet, size: int = BATCH, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(EXAMPLES, generator=generator)[:size]
+    return Batch(torch.randn(size, 3, 8, 8, generator=generator), training.labels[ids], ids)
+
+
+SHAPES = {
+    "narrow": ([(4, 8, 8), (6, 4, 4), (10, 2, 2)], 10),
+    "wide": ([(6, 8, 8), (8, 4, 4), (12, 2, 2)], 12),
+    "large maps": ([(6, 12, 10), (8, 6, 5), (12, 3, 3)], 12),
+    "deep": ([(4, 8, 8), (4, 8, 8), (6, 4, 4), (6, 4, 4), (10, 2, 2)], 10),
+    "tokens": ([(17, 12), (17, 12), (17, 12)], 12),
+}
+
+
+def make_outputs(shape: str, seed: int, batch: int = BATCH, dtype: torch.dtype = torch.float64) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(batch, *sizes, generator=generator, dtype=torch.float64).to(dtype)
+
+    blocks, width = SHAPES[shape]
+    return Outputs(3 * draw(CLASSES), [F.relu(draw(*block) + 0.5) for block in blocks], F.relu(draw(width) + 0.5))
+
+
+def leaves(outputs: Outputs) -> list[Tensor]:
+    return [outputs.logits, *outputs.blocks, outputs.embedding]
+
+
+def with_gradients(outputs: Outputs) -> Outputs:
+    logits, *blocks, embedding = (tensor.detach().clone().requires_grad_() for tensor in leaves(outputs))
+    return Outputs(logits, blocks, embedding)
+
+
+def evaluate(name: str, student: Outputs, teacher: Outputs, options: dict | None = None):
+    """The value with freshly built adapters; the adapters as they were before; the random state is fixed."""
+    training = make_training()
+    batch = make_batch(training, len(student.logits))
+    loss = LOSSES.build({"name": name, **(options or {})}, "test")
+    torch.manual_seed(3)
+    adapters = loss.adapters(student, teacher, training)
+    if adapters is not None:
+        adapters.to(torch.promote_types(student.logits.dtype, torch.float32))
+    before = copy.deepcopy(adapters)
+    torch.manual_seed(4)
+    return loss(student, teacher, batch, adapters), before, batch, loss, adapters
+
+
+# Slow loops, written from the equations. -------------------------------------------------------------------------------
+
+
+def softmax(logits, temperature: float = 1.0) -> list[float]:
+    exponentials = [math.exp(float(value) / temperature) for value in logits]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def kl(p, q) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+
+
+def slow_ce(s, t, batch, adapters, loss):
+    return [-math.log(softmax(row)[label]) for row, label in zip(s.logits, batch.labels, strict=True)]
+
+
+def slow_kd(s, t, batch, adapters, loss):
+    T = loss.temperature
+    return [T**2 * kl(softmax(b, T), softmax(a, T)) for a, b in zip(s.logits, t.logits, strict=True)]
+
+
+def slow_dkd(s, t, batch, adapters, loss):
+    T, values = loss.temperature, []
+    for a, b, y in zip(s.logits, t.logits, batch.labels.tolist(), strict=True):
+        p, q = softmax(a, T), softmax(b, T)
+        rest_p, rest_q = ([v / (1 - r[y]) for c, v in enumerate(r) if c != y] for r in (p, q))
+        target = kl([q[y], 1 - q[y]], [p[y], 1 - p[y]])
+        values.append(T**2 * (loss.target * target + loss.others * kl(rest_q, rest_p)))
+    return values
+
+
+def slow_dist(s, t, batch, adapters, loss):
+    T = loss.temperature
+    p, q = (np.array([softmax(row, T) for row in outputs.logits]) for outputs in (s, t))
+    rows = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    columns = np.mean([1 - np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    return T**2 * (loss.inter * rows + loss.intra * columns)
+
+
+def class_weights(beta: float) -> list[float]:
+    counts = np.bincount(make_training().labels, minlength=CLASSES)
+    raw = [(1 - beta) / (1 - beta**n) for n in counts]
+    mean = sum(w * n for w, n in zip(raw, counts, strict=True)) / counts.sum()
+    return [w / mean for w in raw]
+
+
+def slow_balanced(inner):
+    def slow(s, t, batch, adapters, loss):
+        weights = class_weights(loss.beta)
+        return [weights[y] * v for y, v in zip(batch.labels, inner(s, t, batch, adapters, loss), strict=True)]
+
+    return slow
+
+
+def slow_trusted_kd(s, t, batch, adapters, loss):
+    margins: dict[int, list[float]] = {}
+    for row, y in zip(t.logits, batch.labels.tolist(), strict=True):
+        p = softmax(row)
+        margins.setdefault(y, []).append(p[y] - max(v for c, v in enumerate(p) if c != y))
+    trust = {y: loss.highest_trust * max(0.0, sum(values) / len(values)) for y, values in margins.items()}
+    soft, hard = slow_kd(s, t, batch, adapters, loss), slow_ce(s, t, batch, adapters, loss)
+    return [trust[y] * a + (1 - trust[y]) * b for y, a, b in zip(batch.labels.tolist(), soft, hard, strict=True)]
+
+
+def slow_robust(inner):
+    def slow(s, t, batch, adapters, loss):
+        values, labels = inner(s, t, batch, adapters, loss), batch.labels.tolist()
+        groups = [[v for v, y in zip(values, labels, strict=True) if y == c] for c in range(CLASSES)]
+        means = [sum(group) / len(group) if group else 0.0 for group in groups]
+        raised = [math.exp(loss.step_size * mean) / CLASSES for mean in means]
+        return sum(q / sum(raised) * mean for q, mean in zip(raised, means, strict=True))
+
+    return slow
+
+
+def unit(vector) -> np.ndarray:
+    vector = np.asarray(vector, dtype=float).ravel()
+    return vector / (math.sqrt(sum(v * v for v in vector)) or 1.0)
+
+
+def arrays(outputs: Outputs) -> list[np.ndarray]:
+    return [block.detach().double().numpy() for block in outputs.blocks]
+
+
+def convolved(weight, bias, block: np.ndarray) -> np.ndarray:
+    """1x1 convolution by loops over output channels."""
+    weight = weight.detach().double().numpy()[:, :, 0, 0]
+    out = np.zeros((len(block), len(weight), *block.shape[2:]))
+    for o in range(len(weight)):
+        for i in range(block.shape[1]):
+            out[:, o] += weight[o, i] * block[:, i]
+        out[:, o] += 0 if bias is None else bias[o].item()
+    return out
+
+
+def slow_fitnet(s, t, batch, adapters, loss):
+    return np.mean((convolved(adapters.weight, adapters.bias, arrays(s)[1]) - arrays(t)[1]) ** 2)
+
+
+def slow_at(s, t, batch, adapters, loss):
+    total = 0.0
+    for a, b in zip(arrays(s), arrays(t), strict=True):
+        differences = [unit((x**2).mean(0)) - unit((y**2).mean(0)) for x, y in zip(a, b, strict=True)]
+        total += np.mean(np.square(differences))
+    return total
+
+
+def slow_nst(s, t, batch, adapters, loss):
+    total = 0.0
+    for a, b in zip(arrays(s), arrays(t), strict=True):
+        for x, y in zip(a, b, strict=True):
+            x, y = [unit(channel) for channel in x], [unit(channel) for channel in y]
+            within_x = np.mean([(u @ v) ** 2 for u in x for v in x])
+            within_y = np.mean([(u @ v) ** 2 for u in y for v in y])
+            total += within_x + within_y - 2 * np.mean([(u @ v) ** 2 for u in x for v in y])
+    return total / BATCH
+
+
+def slow_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One example; ``first`` is an integer number of times larger."""
+    ratio, (height, width) = first.shape[1] // second.shape[1], second.shape[1:]
+    pooled = first.reshape(len(first), height, ratio, width, ratio).max((2, 4))
+    return np.array([[np.mean(f * g) for g in second] for f in pooled])
+
+
+def slow_fsp(s, t, batch, adapters, loss):
+    ours = [convolved(p.weight, None, block) for p, block in zip(adapters, arrays(s), strict=True)]
+    total = 0.0
+    for level in range(len(ours) - 1):
+        squares = []
+        for i in range(BATCH):
+            theirs = slow_flow(arrays(t)[level][i], arrays(t)[level + 1][i])
+            squares.append((slow_flow(ours[level][i], ours[level + 1][i]) - theirs) ** 2)
+        total += np.mean(squares)
+    return total
+
+
+def slow_vid(s, t, batch, adapters, loss):
+    total = 0.0
+    for regression, a, b in zip(adapters, arrays(s), arrays(t), strict=True):
+        for layer in regression.mean[::2]:
+            a = convolved(layer.weight, None, np.maximum(a, 0) if layer is not regression.mean[0] else a)
+        assert np.allclose(regression.variance().detach().numpy(), loss.initial_variance, atol=1e-4)
+        variance = np.log1p(np.exp(regression.raw_variance.detach().numpy())) + 1e-5
+        total += np.mean(0.5 * ((a - b) ** 2 / variance + np.log(variance)))
+    return total
+
+
+def slow_ft(s, t, batch, adapters, loss):
+    ours, theirs = s.blocks[-1].detach(), t.blocks[-1].detach()
+    factors = adapters["encoder"](theirs)
+    error = np.mean((adapters["decoder"](factors) - theirs).detach().numpy() ** 2)
+    pairs = zip(adapters["translator"](ours).detach().numpy(), factors.detach().numpy(), strict=True)
+    return np.mean([np.abs(unit(a) - unit(b)) for a, b in pairs]) + loss.reconstruction * error
+
+
+def slow_ab(s, t, batch, adapters, loss):
+    total = 0.0
+    for level, (connector, a, b) in enumerate(zip(adapters, arrays(s), arrays(t), strict=True)):
+        a = convolved(connector[0].weight, None, a)
+        for channel in range(a.shape[1]):
+            values = a[:, channel]
+            a[:, channel] = (values - values.mean()) / math.sqrt(values.var() + 1e-5)
+        squares = 0.0
+        for value, target in zip(a.ravel(), b.ravel(), strict=True):
+            if target > 0 and value <= loss.margin:
+                squares += (value - loss.margin) ** 2
+            if target <= 0 and value > -loss.margin:
+                squares += (value + loss.margin) ** 2
+        total += 2.0 ** (level + 1 - len(adapters)) * squares / BATCH
+    return total
+
+
+def slow_srd(s, t, batch, adapters, loss):
+    ours = np.array([adapters.weight.detach().numpy() @ row for row in s.embedding.detach().numpy()])
+    total = 0.0
+    for pair in zip(ours.T, t.embedding.detach().numpy().T, strict=True):
+        a, b = ((column - column.mean()) / math.sqrt(column.var() + 1e-5) for column in pair)
+        total += sum(abs(x - y) ** loss.exponent for x, y in zip(a, b, strict=True))
+    return math.log(total)
+
+
+def slow_sp(s, t, batch, adapters, loss):
+    def gram(block):
+        return np.array([unit([np.sum(x * y) for y in block]) for x in block])
+
+    return np.sum((gram(arrays(s)[-1]) - gram(arrays(t)[-1])) ** 2) / BATCH**2
+
+
+def slow_pkt(s, t, batch, adapters, loss):
+    def conditional(embedding):
+        rows = [[(1 + unit(x) @ unit(y)) / 2 for y in embedding] for x in embedding]
+        return [[v / sum(row) for v in row] for row in rows]
+
+    p, q = conditional(s.embedding.detach()), conditional(t.embedding.detach())
+    return sum(kl(b, a) for a, b in zip(p, q, strict=True)) / BATCH**2
+
+
+def huber(x: float) -> float:
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def slow_rkd(s, t, batch, adapters, loss):
+    def relations(embedding):
+        e = embedding.detach().numpy()
+        n = range(len(e))
+        d = [[float(np.linalg.norm(e[i] - e[j])) for j in n] for i in n]
+        mean = sum(d[i][j] for i in n for j in n if i != j) / (len(e) * (len(e) - 1))
+        angle = [unit(e[j] - e[i]) @ unit(e[k] - e[i]) if i not in (j, k) else 0.0 for i in n for j in n for k in n]
+        return [d[i][j] / mean for i in n for j in n], angle
+
+    (d_s, a_s), (d_t, a_t) = relations(s.embedding), relations(t.embedding)
+    distance = np.mean([huber(x - y) for x, y in zip(d_s, d_t, strict=True)])
+    return loss.distance * distance + loss.angle * np.mean([huber(x - y) for x, y in zip(a_s, a_t, strict=True)])
+
+
+def slow_cc(s, t, batch, adapters, loss):
+    def kernel(embedding):
+        return np.array(
+            [
+                [
+                    math.exp(-2 * loss.gamma)
+                    * sum(
+                        (2 * loss.gamma) ** p / math.factorial(p) * float(unit(x) @ unit(y)) ** p
+                        for p in range(loss.order + 1)
+                    )
+                    for y in embedding
+                ]
+                for x in embedding
+            ]
+        )
+
+    return np.sum((kernel(s.embedding.detach()) - kernel(t.embedding.detach())) ** 2) / BATCH**2
+
+
+def redrawn(batch, adapters, loss) -> Tensor:
+    """The draws that the loss made: it was the first to use the seed."""
+    torch.manual_seed(4)
+    return adapters.draw(
+        batch,
+        min(loss.negatives, EXAMPLES),
+        same_class_positive=loss.positives == "relaxed",
+        other_classes=loss.noise == "exact",
+    )
+
+
+def slow_crd(s, t, batch, adapters, loss):
+    picks = redrawn(batch, adapters, loss).tolist()
+    noise = (len(picks[0]) - 1) / EXAMPLES
+    total = 0.0
+    for outputs, name, memory in (
+        (s, "student", adapters.teacher_memory),
+        (t, "teacher", adapters.student_memory),
+    ):
+        projection = getattr(adapters, f"{name}_projection")
+        weight, bias = projection.weight.detach().numpy(), projection.bias.detach().numpy()
+        embedded = [unit(weight @ row + bias) for row in outputs.embedding.detach().numpy()]
+        scores = [
+            [math.exp(float(e @ memory[j].numpy()) / loss.temperature) for j in row]
+            for e, row in zip(embedded, picks, strict=True)
+        ]
+        constant = np.mean(scores) * EXAMPLES
+        for positive, *negative in (np.array(row) / constant for row in scores):
+            total -= math.log(positive / (positive + noise)) + sum(math.log(noise / (v + noise)) for v in negative)
+    return total / BATCH
+
+
+SLOW = {
+    "ab": slow_ab,
+    "at": slow_at,
+    "balanced_ce": slow_balanced(slow_ce),
+    "balanced_kd": slow_balanced(slow_kd),
+    "cc": slow_cc,
+    "ce": slow_ce,
+    "crd": slow_crd,
+    "dist": slow_dist,
+    "dkd": slow_dkd,
+    "fitnet": slow_fitnet,
+    "fsp": slow_fsp,
+    "ft": slow_ft,
+    "kd": slow_kd,
+    "nst": slow_nst,
+    "pkt": slow_pkt,
+    "rkd": slow_rkd,
+    "robust_ce": slow_robust(slow_ce),
+    "robust_kd": slow_robust(slow_kd),
+    "sp": slow_sp,
+    "srd": slow_srd,
+    "trusted_kd": slow_trusted_kd,
+    "vid": slow_vid,
+}
+APPROXIMATE = {"pkt": 1e-4, "srd": 1e-9, "crd": 1e-5}  # a small number under a logarithm; a bank kept in float32
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_value_is_that_of_the_equation(name):
+    assert name in SLOW, f"write the slow loop of '{name}' from its paper into SLOW"
+    student, teacher = make_outputs("narrow", 1), make_outputs("wide", 2)
+    value, before, batch, loss, _ = evaluate(name, student, teacher)
+    expected = np.mean(SLOW[name](student, teacher, batch, before, loss))
+    assert value.shape == () and value.dtype == torch.float64
+    assert value.item() == pytest.approx(expected, rel=APPROXIMATE.get(name, 1e-6))
+    assert abs(expected) > 1e-4, "the comparison would be empty"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "crd", "positives": "relaxed"},
+        {"name": "crd", "noise": "relaxed", "negatives": 7},
+        {"name": "ce", "label_smoothing": 0.2},
+        {"name": "kd", "standardize": True, "temperature": 2},
+    ],
+    ids=str,
+)
+def test_options_change_the_value_as_the_equation_says(options):
+    student, teacher = make_outputs("narrow", 1), make_outputs("wide", 2)
+    value, before, batch, loss, _ = evaluate(options["name"], student, teacher, options)
+    if loss.name == "crd":
+        expected = slow_crd(student, teacher, batch, before, loss)
+    elif loss.name == "ce":
+        logs = [[math.log(p) for p in softmax(row)] for row in student.logits]
+        expected = np.mean(
+            [-0.8 * row[y] - 0.2 * np.mean(row) for row, y in zip(logs, batch.labels.tolist(), strict=True)]
+        )
+    else:
+        for outputs in (student, teacher):
+            rows = outputs.logits.numpy()
+            outputs.logits = torch.tensor(np.array([(row - row.mean()) / row.std(ddof=1) for row in rows]))
+        expected = np.mean(slow_kd(student, teacher, batch, None, loss))
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+# torchdistill ----------------------------------------------------------------------------------------------------------
+
+
+def io(**modules) -> dict:
+    return {path: {"output": output, "input": output} for path, output in modules.items()}
+
+
+def peer_kd(peer, s, t, batch, adapters, loss):
+    theirs = peer.KDLoss("z", "output", "z", "output", temperature=loss.temperature, alpha=0.1)
+    hard = F.cross_entropy(s.logits, batch.labels)
+    return (theirs(io(z=s.logits), io(z=t.logits), batch.labels) - 0.1 * hard) / 0.9
+
+
+def peer_dist(peer, s, t, batch, adapters, loss):
+    theirs = peer.DISTLoss("z", "output", "z", "output", beta=loss.inter, gamma=loss.intra, tau=loss.temperature)
+    return theirs(io(z=s.logits), io(z=t.logits))
+
+
+def per_pair(peer, s, t):
+    names = [f"b{i}" for i in range(len(s))]
+    ends = {name: {"io": "output", "path": name} for name in names}
+    pairs = {name: {"student": end, "teacher": end} for name, end in ends.items()}
+    return pairs, *(io(**dict(zip(names, blocks, strict=True))) for blocks in (s, t))
+
+
+def peer_at(peer, s, t, batch, adapters, loss):
+    pairs, ours, theirs = per_pair(peer, s.blocks, t.blocks)
+    return peer.ATLoss(pairs, mode="code")(ours, theirs)
+
+
+def peer_sp(peer, s, t, batch, adapters, loss):
+    """Theirs calls normalize(z, 1), where 1 is the norm and not the dimension; the paper's rows have Euclidean norm 1."""
+    theirs, normalize = peer.SPKDLoss("b", "b", "batchmean"), peer.normalize
+    try:
+        peer.normalize = lambda z, _: normalize(z, p=2, dim=1)
+        return theirs(io(b=s.blocks[-1]), io(b=t.blocks[-1]))
+    finally:
+        peer.normalize = normalize
+
+
+def peer_pkt(peer, s, t, batch, adapters, loss):
+    return peer.PKTLoss("e", "output", "e", "output")(io(e=s.embedding), io(e=t.embedding))
+
+
+def peer_rkd(peer, s, t, batch, adapters, loss):
+    return peer.RKDLoss("e", "e", loss.distance, loss.angle, "mean")(io(e=s.embedding), io(e=t.embedding))
+
+
+def peer_fsp(peer, s, t, batch, adapters, loss):
+    """Theirs sums unsquared column norms; their matrices are compared here, in the paper's squared norm."""
+    ours = [project(block) for project, block in zip(adapters, s.blocks, strict=True)]
+    matrix = peer.FSPLoss.compute_fsp_matrix
+    steps = range(len(ours) - 1)
+    return sum(F.mse_loss(matrix(ours[i], ours[i + 1]), matrix(t.blocks[i], t.blocks[i + 1])) for i in steps)
+
+
+def peer_vid(peer, s, t, batch, adapters, loss):
+    ours = [(r.mean(block), r.variance()) for r, block in zip(adapters, s.blocks, strict=True)]
+    pairs, ours, theirs = per_pair(peer, ours, t.blocks)
+    return peer.VIDLoss(pairs)(ours, theirs)
+
+
+def peer_ab(peer, s, t, batch, adapters, loss):
+    pairs, ours, theirs = per_pair(peer, [c(b) for c, b in zip(adapters, s.blocks, strict=True)], t.blocks)
+    for i, pair in enumerate(pairs.values()):
+        pair["weight"] = 2.0 ** (i + 1 - len(pairs))
+    return peer.AltActTransferLoss(pairs, loss.margin, "mean")(ours, theirs)
+
+
+def peer_ft(peer, s, t, batch, adapters, loss):
+    """Theirs has the transfer alone; the paraphraser is trained elsewhere."""
+    factors = adapters["encoder"](t.blocks[-1])
+    transfer = peer.FTLoss()(io(translator=adapters["translator"](s.blocks[-1])), io(paraphraser=factors))
+    return transfer + loss.reconstruction * F.mse_loss(adapters["decoder"](factors), t.blocks[-1])
+
+
+def peer_cc(peer, s, t, batch, adapters, loss):
+    """Theirs takes the norm where the paper has its square, and leaves the normalisation of embeddings to the caller."""
+    kernel = {"type": "gaussian", "gamma": loss.gamma, "max_p": loss.order}
+    unit_length = [io(e=F.normalize(outputs.embedding)) for outputs in (s, t)]
+    return peer.CCKDLoss("e", "e", kernel, "sum")(*unit_length) ** 2 / BATCH**2
+
+
+def peer_crd(peer, s, t, batch, adapters, loss):
+    picks = redrawn(batch, adapters, loss)
+    theirs = peer.CRDLoss("n", "empty", "n", loss.width, EXAMPLES, picks.shape[1] - 1, EXAMPLES).double()
+    theirs.memory_v1.copy_(adapters.student_memory)
+    theirs.memory_v2.copy_(adapters.teacher_memory)
+    theirs.params[1] = loss.temperature  # it was rounded to float32
+    drawn = {"pos_idx": batch.ids, "contrast_idx": picks}
+    ours = io(n=F.normalize(adapters.student_projection(s.embedding))) | {"empty": {"input": drawn}}
+    return theirs(ours, io(n=F.normalize(adapters.teacher_projection(t.embedding))))
+
+
+def peer_srd(peer, s, t, batch, adapters, loss):
+    def standardized(e):
+        return F.batch_norm(e, None, None, training=True)
+
+    theirs = peer.SRDLoss(*["f", "output"] * 2, *["z", "output"] * 2, exponent=loss.exponent)
+    same = torch.zeros(BATCH, CLASSES, dtype=torch.float64)  # their KL term is 0 for equal logits
+    ours = io(f=standardized(adapters(s.embedding)), z=same)
+    return theirs(ours, io(f=standardized(t.embedding), z=same)) / 2
+
+
+# Losses that torchdistill lacks: ce (torch's own), dkd, nst, fitnet (torch's MSE) and the class-aware ones.
+PEERS = {name.removeprefix("peer_"): function for name, function in list(globals().items()) if name.startswith("peer_")}
+
+
+@pytest.mark.parametrize("name", sorted(PEERS))
+def test_value_is_that_of_torchdistill(name):
+    peer = pytest.importorskip("torchdistill.losses.mid_level", reason="needs the extra 'test' (torchdistill)")
+    student, teacher = make_outputs("narrow", 1), make_outputs("wide", 2)
+    value, before, batch, loss, _ = evaluate(name, student, teacher)
+    expected = PEERS[name](peer, copy.deepcopy(student), copy.deepcopy(teacher), batch, before, loss)
+    assert value.item() == pytest.approx(expected.item(), rel=2e-5 if name == "crd" else 1e-6)
+
+
+# What every registered loss promises. ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_no_difference_costs_nothing(name):
+    """Every loss that only compares with the teacher, through nothing trained, is 0 where there is no difference."""
+    outputs = make_outputs("wide", 1)
+    value, _, _, loss, adapters = evaluate(name, outputs, outputs)
+    trained = adapters is not None and list(adapters.parameters())
+    if not loss.needs_teacher or loss.uses_labels or trained:
+        pytest.skip("compares through trained parts, or with labels")
+    assert abs(value.item()) < 1e-9
+    other, *_ = evaluate(name, make_outputs("wide", 2), outputs)
+    assert other.item() > 1e-6
+
+
+ARCHITECTURES = [("wide", "wide"), ("narrow", "wide"), ("wide", "large maps"), ("narrow", "deep"), ("deep", "wide"),
+                 ("narrow", "tokens"), ("tokens", "narrow"), ("tokens", "tokens")]  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", ARCHITECTURES, ids=" from ".join)
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_gradients_are_finite_for_unlike_networks(name, pair):
+    student = with_gradients(make_outputs(pair[0], 1, dtype=torch.float32))
+    teacher = make_outputs(pair[1], 2, dtype=torch.float32)
+    value, _, _, _, adapters = evaluate(name, student, teacher)
+    value.backward()
+    gradients = [tensor.grad for tensor in leaves(student) if tensor.grad is not None]
+    assert gradients and any(gradient.abs().max() > 0 for gradient in gradients)
+    parameters = [] if adapters is None else list(adapters.parameters())
+    for gradient in gradients + [parameter.grad for parameter in parameters]:
+        assert gradient is not None and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_gradients_are_finite_in_degenerate_batches(name):
+    """A student equal to its teacher, one example alone, dead features, and logits as large as they get."""
+    same = make_outputs("wide", 1, dtype=torch.float32)
+    dead = make_outputs("wide", 1, dtype=torch.float32)
+    dead = Outputs(dead.logits, [torch.zeros_like(block) for block in dead.blocks], torch.zeros_like(dead.embedding))
+    alone = make_outputs("wide", 1, batch=1, dtype=torch.float32)
+    certain = replace(same, logits=1000 * same.logits)
+    for ours, theirs in ((same, same), (dead, same), (same, dead), (alone, alone), (certain, certain), (same, certain)):
+        student = with_gradients(ours)
+        value, *_ = evaluate(name, student, theirs)
+        value.backward()
+        assert value.isfinite()
+        for tensor in leaves(student):
+            assert tensor.grad is None or tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_half_precision_stays_close(name, dtype):
+    wide = [make_outputs(shape, seed, dtype=torch.float32) for shape, seed in (("narrow", 1), ("wide", 2))]
+    half = [make_outputs(shape, seed, dtype=dtype) for shape, seed in (("narrow", 1), ("wide", 2))]
+    student = with_gradients(half[0])
+    with torch.autocast("cpu", dtype=dtype):
+        value, *_ = evaluate(name, student, half[1])
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(evaluate(name, *wide)[0].item(), rel=0.02 if dtype == torch.float16 else 0.1)
+    for tensor in leaves(student):
+        assert tensor.grad is None or tensor.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_nothing_is_remembered_without_gradients(name):
+    """Looking at a loss (validation, a notebook) leaves banks, running means and class weights as they were."""
+    student, teacher = make_outputs("narrow", 1), make_outputs("wide", 2)
+    with torch.no_grad():
+        value, before, batch, loss, adapters = evaluate(name, student, teacher)
+        torch.manual_seed(4)
+        assert loss(student, teacher, batch, adapters).item() == value.item()
+    if adapters is not None:
+        for key, tensor in before.state_dict().items():
+            assert torch.equal(tensor, adapters.state_dict()[key]), f"{key} changed although nothing is trained"
+
+
+# Expressions. ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "meaning"),
+    [
+        ("ce", "1 ce"),
+        ("kd", "0.1 ce + 0.9 kd"),
+        ("1 kd", "1 ce + 1 kd"),
+        ("kd + at", "1 ce + 0.9 kd + 1000 at"),
+        ("0.1 ce + 0.9 kd", "0.1 ce + 0.9 kd"),
+        ("  2ce+ .5*kd ", "2 ce + 0.5 kd"),
+        ("1e-1 ce + 1e+1 kd", "0.1 ce + 10 kd"),
+        ("crd", "1 ce + 0.8 crd"),
+        ("0 ce + 1 kd", "1 kd"),
+        ("trusted_kd", "1 trusted_kd"),
+        ("balanced_ce + kd", "1 balanced_ce + 0.9 kd"),
+        ({"name": "kd", "temperature": 8}, "0.1 ce + 0.9 kd"),
+        (["0.5 ce + kd", {"name": "sp", "weight": 10}], "0.5 ce + 0.9 kd + 10 sp"),
+    ],
+    ids=str,
+)
+def test_expressions_mean_what_the_rule_says(spec, meaning):
+    assert format_losses(parse_losses(spec, "losses")) == meaning
+
+
+def test_a_mapping_gives_options():
+    assert parse_losses([{"name": "kd", "temperature": 8}], "losses")[1].temperature == 8
+
+
+@pytest.mark.parametrize(
+    ("spec", "part"),
+    [
+        ("", "no loss at all"),
+        ([], "no loss at all"),
+        ("kdd", "did you mean 'kd'"),
+        ("-1 kd", "negative"),
+        ("kd - ce", "not understood"),
+        ("kd at", "not understood"),
+        ("kd +", "not understood"),
+        ("+ kd", "not understood"),
+        ("0.5", "not understood"),
+        ("kd + kd", "named twice"),
+        ("0 kd", "every weight is zero"),
+        ([{"name": "kd", "weight": -1}], "weight -1"),
+        ([{"name": "kd", "weight": math.nan}], "weight nan"),
+        ([{"name": "kd", "temperatur": 4}], "temperature"),
+        ([{"name": "kd", "temperature": 0}], "temperature 0"),
+        ([{"weight": 1}], "is no loss"),
+        ([{"name": "crd", "positives": "exactly"}], "known: exact, relaxed"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(spec, part):
+    with pytest.raises(UserError, match="^losses") as caught:
+        parse_losses(spec, "losses")
+    assert part in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(st.dictionaries(st.sampled_from(list(LOSSES)), st.integers(1, 10**6).map(lambda n: n / 1000), min_size=1))
+def test_what_is_written_reads_back(weights):
+    expression = " + ".join(f"{weight!r} {name}" for name, weight in weights.items())
+    losses = parse_losses(expression, "losses")
+    assert {loss.name: loss.weight for loss in losses if loss.name in weights} == weights
+    assert any(loss.uses_labels for loss in losses)
+    assert {loss.name for loss in losses} - set(weights) <= {"ce"}
+
+
+# Objective. ------------------------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """images [batch, 3, 8, 8] -> Outputs; two blocks."""
+
+    def __init__(self, width: int, seed: int, classes: int = CLASSES) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.head = nn.Linear(2 * width, classes)
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Outputs:
+        self.calls += 1
+        first = F.relu(self.norm(self.first(images)))
+        second = F.relu(self.second(first))
+        embedding = second.mean((2, 3))
+        return Outputs(self.head(embedding), [first, second], embedding)
+
+
+def make_objective(spec="kd", teachers: int = 1, **options):
+    """An objective that is ready for ``Network(3, 0)``, with its teachers of unequal widths and that student."""
+    networks = [Network(4 + index, 10 + index) for index in range(teachers)]
+    objective = Objective(parse_losses(spec, "losses"), [Teacher(network) for network in networks], **options)
+    student, training = Network(3, 0), make_training()
+    batch = make_batch(training)
+    with torch.no_grad():
+        objective.prepare(student(batch.images), batch, training)
+    for network in networks:
+        network.calls = 0
+    return objective, networks, student
+
+
+def train(objective, student, steps: range, total: int, optimizer=None):
+    """A few steps of SGD on fixed batches; gives what was logged."""
+    optimizer = optimizer or torch.optim.SGD([*student.parameters(), *objective.parameters()], 0.01, momentum=0.9)
+    logs, training = [], make_training()
+    for step in steps:
+        batch = make_batch(training, seed=step)
+        loss, terms = objective(student(batch.images), batch, step=step, steps=total)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        logs.append((loss.item(), {name: term.item() for name, term in terms.items()}))
+    return logs, optimizer
+
+
+EVERYTHING = [name for name in LOSSES if name != "ce"]
+
+
+def test_every_loss_trains_in_one_objective_and_passes_the_audit():
+    objective, networks, student = make_objective(" + ".join(f"1e-3 {name}" for name in EVERYTHING))
+    logs, _ = train(objective, student, range(25), 25)
+    objective.audit()
+    for loss, terms in logs:
+        assert set(terms) == {*EVERYTHING, "teacher_accuracy"}
+        assert loss == pytest.approx(sum(terms.values()) - terms["teacher_accuracy"], rel=1e-5)
+        assert 0 <= terms["teacher_accuracy"] <= 1
+    assert all(parameter.grad is None for network in networks for parameter in network.parameters())
+    assert not any(network.training for network in networks)
+
+
+def test_the_teacher_is_called_in_the_window_exactly():
+    objective, (teacher,), student = make_objective("kd", window=(0.0, 0.3))
+    logs, _ = train(objective, student, range(50), 50)
+    assert teacher.calls == 15 and objective.teacher_calls.tolist() == [15]
+    assert all(set(terms) == {"ce", "kd", "teacher_accuracy"} for _, terms in logs[:15])
+    assert all(set(terms) == {"ce"} and terms["ce"] == pytest.approx(loss) for loss, terms in logs[15:])
+
+
+@given(st.integers(1, 2000), st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda w: w[0] < w[1]))
+@settings(max_examples=50)
+def test_windows_that_meet_cover_every_step_once(steps, window):
+    start, end = window
+    asked = [0] * steps
+    for part in ((0.0, start), (start, end), (end, 1.0)):
+        if part[0] < part[1]:
+            objective = Objective(parse_losses("kd", "losses"), [lambda batch: None], window=part)
+            for step in range(steps):
+                asked[step] += len(objective.asked(step=step, steps=steps))
+    assert asked == [1] * steps
+
+
+def test_outside_the_window_labels_count_in_full():
+    training = make_training()
+    batch = make_batch(training)
+    for spec in ("kd", "1 ce + 1000 at", "trusted_kd", "0 ce + 1 kd"):
+        objective, _, student = make_objective(spec, window=(0.5, 1.0))
+        outputs = student(batch.images)
+        loss, _ = objective(outputs, batch, step=0, steps=10)
+        assert loss.item() == pytest.approx(F.cross_entropy(outputs.logits, batch.labels).item(), rel=1e-6)
+
+
+def test_random_draws_each_teacher_about_a_third_of_the_time_and_again_the_same():
+    options = {"ensemble": "random", "seed": 5}
+    objective = Objective(parse_losses("kd", "losses"), [lambda batch: None] * 3, **options)
+    drawn = [objective.asked(step=step, steps=3000)[0] for step in range(3000)]
+    assert all(abs(drawn.count(teacher) / 3000 - 1 / 3) < 0.04 for teacher in range(3))
+    again = Objective(parse_losses("kd", "losses"), [lambda batch: None] * 3, **options)
+    assert [again.asked(step=step, steps=3000)[0] for step in range(1500, 3000)] == drawn[1500:]
+    other = Objective(parse_losses("kd", "losses"), [lambda batch: None] * 3, ensemble="random", seed=6)
+    assert [other.asked(step=step, steps=3000)[0] for step in range(3000)] != drawn
+
+
+def test_random_costs_one_teacher_per_step():
+    objective, networks, student = make_objective("crd", teachers=3, ensemble="random")
+    train(objective, student, range(30), 30)
+    calls = [network.calls for network in networks]
+    assert sum(calls) == 30 and min(calls) > 0 and objective.teacher_calls.tolist() == calls
+
+
+def test_average_has_the_gradient_of_the_averaged_soft_targets():
+    objective, networks, student = make_objective([{"name": "kd", "temperature": 3, "weight": 1}, "0 ce"], teachers=3)
+    batch = make_batch(make_training())
+    outputs = student(batch.images)
+    outputs.logits.retain_grad()
+    objective(outputs, batch, step=0, steps=1)[0].backward()
+    logits = outputs.logits.detach().clone().requires_grad_()
+    with torch.no_grad():
+        targets = sum((network(batch.images).logits / 3).softmax(1) for network in networks) / 3
+    (9 * F.kl_div((logits / 3).log_softmax(1), targets, reduction="batchmean")).backward()
+    torch.testing.assert_close(outputs.logits.grad, logits.grad)
+
+
+@pytest.mark.parametrize("ensemble", ["average", "random"])
+def test_a_resumed_training_gives_the_same_bytes(ensemble):
+    spec, options = " + ".join(f"1e-3 {name}" for name in EVERYTHING), {"teachers": 2, "ensemble": ensemble, "seed": 3}
+    objective, _, student = make_objective(spec, **options)
+    straight, _ = train(objective, student, range(12), 12)
+
+    first, _, half = make_objective(spec, **options)
+    logs, optimizer = train(first, half, range(5), 12)
+    states = copy.deepcopy([first.state_dict(), half.state_dict(), optimizer.state_dict()])
+    assert all(isinstance(value, Tensor) for value in states[0].values())
+    torch.manual_seed(99)
+    second, _, student_again = make_objective(spec, **options)
+    second.load_state_dict(states[0])
+    student_again.load_state_dict(states[1])
+    optimizer = torch.optim.SGD([*student_again.parameters(), *second.parameters()], 0.01, momentum=0.9)
+    optimizer.load_state_dict(states[2])
+    rest, _ = train(second, student_again, range(5, 12), 12, optimizer)
+    assert logs + rest == straight
+    for ours, theirs in zip(objective.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_adapters_are_a_function_of_the_seed_and_leave_the_generator_alone():
+    states = []
+    for torch_seed, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(torch_seed)
+        before = torch.get_rng_state()
+        objective = Objective(
+            parse_losses("fitnet", "losses"), [lambda batch: make_outputs("wide", 2, dtype=torch.float32)], seed=seed
+        )
+        training = make_training()
+        objective.prepare(make_outputs("narrow", 1), make_batch(training), training)
+        objective(make_outputs("narrow", 1, dtype=torch.float32), make_batch(training), step=0, steps=1)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append(objective.state_dict()["adapters.fitnet.0.weight"])
+    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+def test_the_audit_names_a_term_that_is_always_zero():
+    teacher = Network(3, 0)
+    objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
+    training = make_training()
+    objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
+    for step in range(20):
+        objective.audit()  # too early to judge
+        batch = make_batch(training, seed=step)
+        objective(teacher(batch.images), batch, step=step, steps=20)
+    with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
+        objective.audit()
+
+
+@pytest.mark.parametrize("broken", ["detached", "zero"])
+def test_the_audit_names_an_adapter_without_a_gradient(broken):
+    objective, _, student = make_objective("fitnet")
+    training = make_training()
+    for step in range(20):
+        batch = make_batch(training, seed=step)
+        loss, _ = objective(student(batch.images), batch, step=step, steps=20)
+        if broken == "zero":
+            (0 * loss).backward()
+    with pytest.raises(UserError, match=r"'fitnet\.0\.(weight|bias)' received no gradient"):
+        objective.audit()
+
+
+def test_a_teacher_that_was_not_drawn_yet_is_not_blamed():
+    objective, _, student = make_objective("fitnet", teachers=3, ensemble="random")
+    train(objective, student, range(40), 40)
+    objective.audit(steps=10)
+    objective, _, student = make_objective("fitnet", teachers=3, window=(0.9, 1.0))
+    train(objective, student, range(40), 100)
+    objective.audit(steps=10)
+
+
+def test_what_cannot_be_trained_is_refused():
+    kd, at = parse_losses("kd", "losses"), parse_losses("at", "losses")
+    training = make_training()
+    with pytest.raises(UserError, match="needs a teacher"):
+        Objective(kd)
+    with pytest.raises(UserError, match="none given"):
+        Objective(())
+    for window in ((-0.1, 0.5), (0.5, 0.5), (0.7, 0.3), (0.0, 1.1), (math.nan, 1.0)):
+        with pytest.raises(UserError, match="window"):
+            Objective(kd, [lambda batch: None], window=window)
+    with pytest.raises(UserError, match="'mean' is unknown; known: average, random"):
+        Objective(kd, [lambda batch: None], ensemble="mean")
+    few = Objective(kd, [Teacher(Network(4, 1, classes=3))])
+    with pytest.raises(UserError, match=r"teachers\[0\]: has 3 classes, the student 5"):
+        few.prepare(Network(3, 0)(make_batch(training).images), make_batch(training), training)
+    blind = Objective(at, [lambda batch: Outputs(torch.zeros(BATCH, CLASSES), [], torch.zeros(BATCH, 2))])
+    outputs = Network(3, 0)(make_batch(training).images)
+    blind.prepare(outputs, make_batch(training), training)
+    with pytest.raises(UserError, match="shows none"):
+        blind(outputs, make_batch(training), step=0, steps=1)
+
+
+# Teachers. -------------------------------------------------------------------------------------------------------------
+
+
+def test_cached_logits_are_the_teachers_and_spare_its_run(tmp_path):
+    training = make_training()
+    cache = LogitsCache(tmp_path / "deep" / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    plain, cached = Teacher(Network(4, 1)), Teacher(Network(4, 1), cache=cache)
+    batches = [replace(make_batch(training, seed=draw), draw=draw) for draw in (0, 1)]
+    for _ in range(2):
+        for batch in batches:
+            assert torch.equal(cached(batch).logits, plain(batch).logits)
+    assert cached.runs == 2
+    assert batches[0].ids.tolist() != batches[1].ids.tolist()
+    unknown = replace(batches[0], ids=(batches[0].ids + 1) % EXAMPLES)
+    cached(unknown)
+    assert cached.runs == 3, "a batch of which a part is stored has to run"
+    again = Teacher(Network(4, 2), cache=LogitsCache(cache.path, draws=2, examples=EXAMPLES, classes=CLASSES))
+    assert torch.equal(again(batches[1]).logits, plain(batches[1]).logits) and again.runs == 0
+
+
+def test_a_cache_that_does_not_fit_is_refused(tmp_path):
+    path = tmp_path / "logits.npy"
+    LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+    with pytest.raises(UserError, match="remove the file"):
+        LogitsCache(path, draws=3, examples=EXAMPLES, classes=CLASSES)
+    path.write_bytes(b"nothing of use")
+    with pytest.raises(UserError, match="remove the file"):
+        LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+    fresh = LogitsCache(tmp_path / "other.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    with pytest.raises(UserError, match="'at' reads features"):
+        Objective(parse_losses("at", "losses"), [Teacher(Network(4, 1), cache=fresh)])
+
+
+def test_a_teacher_is_frozen_and_in_eval_mode():
+    network = Network(4, 1).train()
+    before = copy.deepcopy(network.state_dict())
+    outputs = Teacher(network)(make_batch(make_training()))
+    assert not outputs.logits.requires_grad and not any(parameter.requires_grad for parameter in network.parameters())
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[key]), f"{key} changed by teaching"
