@@ -46,8 +46,7 @@ class Masker:
         self.network, self.method, self.sparsity = network, method, sparsity
         self.schedule = schedule or OneShot()
         refuse_schedule(method, self.schedule)
-        self.device = next(network.parameters()).device
-        self.examples = Examples(images, labels, seed).to(self.device)
+        self.examples = Examples(images, labels, seed)
         self.progress = 0.0
         self.grown = None  # the sparsity at the last growth; None makes the first step look, which changes nothing new
         self._use(masks)
@@ -57,7 +56,7 @@ class Masker:
         for name, mask in masks.items():
             if name not in known or known[name].shape != mask.shape:
                 raise UserError(f"the mask of {name} does not fit this network: it belongs to another one")
-        self.masks = {name: mask.to(self.device) for name, mask in masks.items()}
+        self.masks = {name: mask.to(known[name].device) for name, mask in masks.items()}
         self.parameters = [known[name] for name in masks]
         # in the weights' own type and memory layout, so that one fused multiplication does them all
         self.factors = [torch.empty_like(p).copy_(m) for p, m in zip(self.parameters, self.masks.values(), strict=True)]
@@ -65,7 +64,9 @@ class Masker:
 
     @torch.no_grad()
     def _apply(self) -> None:
-        if self.parameters:
+        if self.parameters and self.parameters[0].device != self.factors[0].device:  # the network has moved
+            self._use(self.masks)
+        elif self.parameters:
             torch._foreach_mul_(self.parameters, self.factors)
 
     def step(self, progress: float) -> None:
@@ -78,7 +79,8 @@ class Masker:
         self._apply()
         wanted = self.schedule.at(progress, self.sparsity)
         if self.schedule.grows and wanted != self.grown:
-            self._use(self.method.masks(self.network, wanted, self.examples, previous=self.masks))
+            examples = self.examples.to(next(self.network.parameters()).device)
+            self._use(self.method.masks(self.network, wanted, examples, previous=self.masks))
             self.grown = wanted
 
     def verify(self) -> None:
