@@ -77,11 +77,46 @@ def batchnorm_after(network: nn.Module, example: Tensor) -> dict[str, str]:
 
 
 @torch.no_grad()
+def without_other_readers(network: nn.Module, pairs: dict[str, str], example: Tensor) -> dict[str, str]:
+    """The pairs whose convolution is read by its BatchNorm alone: nothing else would notice the folding.
+
+    Everybody else is handed NaN in place of the convolution's output; a NaN in the logits betrays another reader (a
+    residual addition in networks with BatchNorm before the convolution, for instance). ``network`` is in eval mode.
+    """
+
+    def undisturbed(some: dict[str, str]) -> bool:
+        outputs: dict[str, Tensor] = {}
+
+        def hide(name):
+            def hook(_module, _inputs, output):
+                outputs[name] = output
+                return torch.full_like(output, torch.nan)
+
+            return hook
+
+        def restore(name):
+            return lambda _module, _inputs: (outputs[name],)
+
+        handles = [network.get_submodule(conv).register_forward_hook(hide(conv)) for conv in some]
+        handles += [network.get_submodule(some[conv]).register_forward_pre_hook(restore(conv)) for conv in some]
+        try:
+            return not network(example).isnan().any()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    if undisturbed(pairs):
+        return pairs
+    return {conv: norm for conv, norm in pairs.items() if undisturbed({conv: norm})}
+
+
+@torch.no_grad()
 def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy, in eval mode, whose BatchNorms are folded into the convolutions before them.
 
     Every module keeps its path (a folded BatchNorm becomes ``nn.Identity``), so hooks on blocks and saved names still
-    fit. A BatchNorm that does not directly follow a convolution, or keeps no running statistics, stays.
+    fit. A BatchNorm stays where it does not directly follow a convolution, where something else reads the convolution
+    too, or where it keeps no running statistics.
 
     Args:
         example: [batch, channels, height, width], normalised images; used to find the pairs and to check the result.
@@ -90,7 +125,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
         UserError: the folded copy does not compute the same logits on the example.
     """
     folded = copy_network(network).eval()
-    for conv_name, norm_name in batchnorm_after(folded, example).items():
+    for conv_name, norm_name in without_other_readers(folded, batchnorm_after(folded, example), example).items():
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         if norm.running_mean is None:
             continue
@@ -110,7 +145,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     scale = max(1.0, expected.abs().max().item())
     if not error <= 1e-3 * scale:
         raise UserError(
-            f"folding BatchNorm changes the outputs of {type(network).__name__} by {error:.2g} (logits up to {scale:.2g}):"
-            " a convolution's output is used elsewhere too; use the network without folding"
+            f"folding BatchNorm changes the outputs of {type(network).__name__} by {error:.2g} (logits up to"
+            f" {scale:.2g}); use the network without folding"
         )
     return folded

@@ -1,9 +1,10 @@
 """Pruning: criteria -> masks, physical removal of channels, schedules, and what was really reached."""
 
 from pipeline.pruning.channels import replay
-from pipeline.pruning.masker import SCHEDULES, Masker, rewind
+from pipeline.pruning.masker import Masker, rewind
 from pipeline.pruning.masks import apply_masks
 from pipeline.pruning.method import METHODS, Masks, Method, Pruned, check, prunable, prune
+from pipeline.pruning.schedules import SCHEDULES, Schedule
 from pipeline.pruning.size import Latency, Size, latency, measure
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Masks",
     "Method",
     "Pruned",
+    "Schedule",
     "Size",
     "apply_masks",
     "check",

@@ -1,13 +1,14 @@
-"""Physical removal of channels: torch-pruning finds what hangs together and scores it, the choice and the search are ours.
+"""Physical removal of channels: torch-pruning finds what hangs together, the choice and the search are ours.
 
 A group is what must lose a channel together (a convolution's filter, its BatchNorm, the inputs of every reader, across
-residual additions). All candidate removals of a network are put in one order; a prefix of that order is a pruned network,
-its weights and MACs can be counted without making it, and so the prefix that meets the target is found exactly and
-the network is cut once.
+residual additions). All candidate removals of a network are put in one order; a prefix of that order is a pruned
+network, its weights and MACs can be counted without making it, and so the prefix that meets the target is found exactly
+and the network is cut once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from pipeline.folding import copy_network
+from pipeline.pruning.masks import mean_gradients, squared_gradients
 from pipeline.pruning.method import METHODS, Examples, Method, classifier, evaluating, prunable, weight_names
 from pipeline.registry import UserError
 
@@ -41,9 +43,9 @@ def trace(network: nn.Module, example: Tensor) -> torch_pruning.DependencyGraph:
         )
     except Exception as error:
         raise UserError(f"torch-pruning cannot trace {kind} ({type(error).__name__}: {error}): use masks") from error
-    inside = {id(part) for part in network.modules() if isinstance(part, nn.MultiheadAttention) for part in part.modules()}
+    inside = {each.out_proj for each in network.modules() if isinstance(each, nn.MultiheadAttention)}
     for name, module in network.named_modules():
-        if isinstance(module, LAYERS) and module not in graph.module2node and id(module) not in inside:
+        if isinstance(module, LAYERS) and module not in graph.module2node and module not in inside:
             raise UserError(
                 f"{name} of {kind} does not run in eval mode as a module, so its shape would not follow the rest:"
                 " build the network without it (auxiliary classifiers: aux_logits=false) or use masks"
@@ -93,7 +95,7 @@ def replay(network: nn.Module, removed: list[dict[str, Any]], example: Tensor) -
             width = graph.get_out_channels(module) if isinstance(module, LAYERS) else 0
             if not width or max(channels) >= width:
                 raise UserError(
-                    f"the stored removal takes channel {max(channels)} of layer {layer}, which has {width} channels in this"
+                    f"the stored removal takes channel {max(channels)} of layer {layer}, which has {width} in this"
                     f" {type(network).__name__}: build the network with the options it was pruned with"
                 )
             cut(graph.get_pruning_group(module, graph.get_pruner_of_module(module).prune_out_channels, list(channels)))
@@ -105,11 +107,11 @@ class Group:
 
     units: lists of root channels that go together (one channel; with grouped convolutions, GroupNorm or attention
     heads, the same position of every part). part: how many units there are; width: channels in each.
-    writers: the layers whose outputs these channels are.
+    coupled: torch-pruning's group, with every channel in it; writers: the layers whose outputs these channels are.
     """
 
     def __init__(self, group: torch_pruning.Group, graph: torch_pruning.DependencyGraph) -> None:
-        self.group = group
+        self.coupled = group
         self.channels = len(group[0].idxs)
         parts = math.lcm(1, *(channel_groups(dep.target.module) for dep, _ in group))
         self.part = self.channels // parts if self.channels % parts == 0 else 0  # 0: cannot be cut evenly, stays whole
@@ -134,7 +136,7 @@ class Group:
         for number, unit in enumerate(self.units, start=1):
             step[unit] = number
         self.gone: dict[tuple[nn.Module, str], np.ndarray] = {}
-        for item in self.group:
+        for item in self.coupled:
             module = item.dep.target.module
             if isinstance(module, LAYERS):
                 per_step = np.bincount(step[item.root_idxs], minlength=len(self.units) + 1)
@@ -238,16 +240,16 @@ def fused_attention(enabled: bool) -> Iterator[None]:
 class Removal(Method):
     """Physical removal of whole channels, with everything that reads or writes them.
 
-    scope: ``uniform`` (the same share of every group), ``global`` (all groups compete) or ``isomorphic`` (groups of equal
-    structure compete; Fang et al. 2024, "Isomorphic Pruning").
-    target: what the number asked for is a share of: ``weights`` (sparsity, as everywhere else), ``macs`` or ``channels``.
-    The sparsity reached is a matter of measurement in each case. A share of channels is not a sparsity: half of the
-    channels of a ResNet-18 are 71 % of its weights.
-    minimum_channels: stay in every layer, at least 1. round_to: widths stay multiples of this (a layer of another width, or
-    too narrow, stays whole or goes only as far as the next multiple).
+    scope: ``uniform`` (the same share of every group), ``global`` (all groups compete) or ``isomorphic`` (groups of
+    equal structure compete; Fang et al. 2024, "Isomorphic Pruning").
+    target: what the number asked for is a share of: ``weights`` (sparsity, as everywhere else), ``macs`` or
+    ``channels``. The sparsity reached is a matter of measurement in each case. A share of channels is not a sparsity:
+    half of the channels of a ResNet-18 are 71 % of its weights.
+    minimum_channels: stay in every layer, at least 1. round_to: widths stay multiples of this (a layer of another
+    width, or too narrow, stays whole or goes only as far as the next multiple).
 
-    The first convolution may lose filters even when its weights do not count (``prune_first``), because residual additions
-    tie them to later layers; the classifier never loses outputs. A subclass gives ``importance``.
+    The first convolution may lose filters even when its weights do not count (``prune_first``), because residual
+    additions tie them to later layers; the classifier never loses outputs. A subclass gives ``importance``.
     """
 
     scope: str = "uniform"
@@ -266,7 +268,7 @@ class Removal(Method):
     def prepare(self, network: nn.Module, examples: Examples) -> None:
         """Fills ``.grad`` of the parameters, where ``importance`` reads it."""
 
-    def importance(self, group: torch_pruning.Group, examples: Examples) -> Tensor | None:
+    def importance(self, group: Group, examples: Examples) -> Tensor | None:
         """A score per channel of the group, [channels], the lowest go first; None leaves the group whole."""
         raise NotImplementedError
 
@@ -293,7 +295,7 @@ class Removal(Method):
             self.prepare(network, examples)
             groups = []
             for group in self.groups(network, graph):
-                scores = self.importance(group.group, examples)
+                scores = self.importance(group, examples)
                 if scores is not None:
                     if len(scores) != group.channels or not torch.isfinite(scores).all():
                         raise UserError(f"{self.name}: scores of {group.name} are not finite; did the network diverge?")
@@ -303,7 +305,7 @@ class Removal(Method):
             for group, steps in zip(groups, self.search(network, groups, sparsity, examples.images), strict=True):
                 if steps:
                     channels = sorted(channel for unit in group.units[:steps] for channel in unit)
-                    dep = group.group[0].dep
+                    dep = group.coupled[0].dep
                     cut(graph.get_pruning_group(dep.target.module, dep.handler, channels))
                     removed.append({"layer": group.name, "channels": channels})
             settle(network)
@@ -321,7 +323,7 @@ class Removal(Method):
         return {}, removed
 
     def groups(self, network: nn.Module, graph: torch_pruning.DependencyGraph) -> list[Group]:
-        """The groups that may lose channels: none of their outputs belongs to the classifier or is left out by pattern."""
+        """The groups that may lose channels: neither the classifier nor a layer left out by pattern writes them."""
         last = network.get_submodule(classifier(network))
         groups = []
         for group in graph.get_all_groups(ignored_layers=[last], root_module_types=[nn.Conv2d, nn.Linear]):
@@ -338,8 +340,9 @@ class Removal(Method):
             UserError: even the closest is more than TOLERANCE away.
         """
         layers = describe(network, example, set(prunable(network, self)))
+        if not groups:
+            raise UserError(f"{self.name} finds no channels that it may remove in {type(network).__name__}: use masks")
         owner, order = self.order(groups)
-        total = None
 
         def steps(count: int) -> list[int]:
             lost = np.bincount(owner[order[:count]], minlength=len(groups))
@@ -365,8 +368,8 @@ class Removal(Method):
         if abs(share(best) - asked) > TOLERANCE:
             limits = f"minimum_channels={self.minimum_channels}, round_to={self.round_to}"
             raise UserError(
-                f"{self.name}: {asked} of the {self.target} of {type(network).__name__} cannot be removed: whole channels"
-                f" allow {share(low):.3f} or {share(high):.3f}, at most {share(len(order)):.3f} ({limits})"
+                f"{self.name}: {asked} of the {self.target} of {type(network).__name__} cannot be removed: whole"
+                f" channels allow {share(low):.3f} or {share(high):.3f}, at most {share(len(order)):.3f} ({limits})"
             )
         return steps(best)
 
@@ -392,7 +395,7 @@ class Removal(Method):
 @METHODS.register("channels")
 @dataclass(frozen=True)
 class Channels(Removal):
-    """Channels with the smallest group norm: L1 or L2 over all weights that hang on them (Fang et al. 2023, "DepGraph")."""
+    """Channels with the smallest L1 or L2 norm over all weights that hang on them (Fang et al. 2023, "DepGraph")."""
 
     norm: int = 2
 
@@ -402,4 +405,86 @@ class Channels(Removal):
             raise ValueError(f"norm {self.norm} is not 1 or 2")
 
     def importance(self, group, examples):
-        return torch_pruning.importance.GroupMagnitudeImportance(p=self.norm)(group)
+        return torch_pruning.importance.GroupMagnitudeImportance(p=self.norm)(group.coupled)
+
+
+@METHODS.register("channels_random")
+@dataclass(frozen=True)
+class RandomChannels(Removal):
+    """Random channels go: the control that every criterion must beat."""
+
+    def importance(self, group, examples):
+        # one stream per group, so that a group's draw does not depend on which groups come before it
+        digest = hashlib.sha256(f"{examples.seed} {group.name}".encode()).digest()
+        return torch.rand(group.channels, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7])))
+
+
+@METHODS.register("channels_batchnorm")
+@dataclass(frozen=True)
+class BatchNormChannels(Removal):
+    """Channels with the smallest BatchNorm scale (Liu et al. 2017, "Slimming"); groups without one stay whole."""
+
+    def importance(self, group, examples):
+        return torch_pruning.importance.BNScaleImportance()(group.coupled)
+
+
+@METHODS.register("channels_fpgm")
+@dataclass(frozen=True)
+class FPGMChannels(Removal):
+    """Channels whose filters are closest to all the others go: sum of distances (He et al. 2019, "FPGM", equation 6).
+
+    Only filters that write the channels count, as in the paper; where several layers write them, their sums are added.
+    torch-pruning's version also counts the readers, and fails on grouped convolutions.
+    """
+
+    def importance(self, group, examples):
+        scores = torch.zeros(group.channels)
+        for item in group.coupled:
+            layer = item.dep.target.module
+            if layer in group.writers and isinstance(layer, nn.Conv2d | nn.Linear):
+                filters = layer.weight.detach().flatten(1)[item.idxs].float()
+                scores.index_add_(0, torch.tensor(item.root_idxs), torch.cdist(filters, filters).sum(1).cpu())
+        return scores / scores.mean()  # groups compete on the same scale, as in torch-pruning's other criteria
+
+
+@METHODS.register("channels_lamp")
+@dataclass(frozen=True)
+class LAMPChannels(Removal):
+    """Group L2 norms, normalised within each group as in LAMP (Lee et al. 2021).
+
+    Differs from ``channels`` only where groups compete, that is not in scope ``uniform``.
+    """
+
+    def importance(self, group, examples):
+        return torch_pruning.importance.LAMPImportance()(group.coupled)
+
+
+@METHODS.register("channels_taylor")
+@dataclass(frozen=True)
+class TaylorChannels(Removal):
+    """Sum of |w dL/dw| over all weights of a channel (Molchanov et al. 2019, first order)."""
+
+    def prepare(self, network, examples):
+        weights = dict(network.named_parameters())
+        for name, gradient in mean_gradients(network, weights, examples, self.name).items():
+            weights[name].grad = gradient
+
+    def importance(self, group, examples):
+        return torch_pruning.importance.GroupTaylorImportance()(group.coupled)
+
+
+@METHODS.register("channels_hessian")
+@dataclass(frozen=True)
+class HessianChannels(Removal):
+    """Sum of w^2 h over all weights of a channel, h the diagonal of the empirical Fisher (LeCun et al. 1989, "OBD").
+
+    h is computed here: torch-pruning 1.6.0 keeps only the last example's gradient where it means to add them up.
+    """
+
+    def prepare(self, network, examples):
+        weights = dict(network.named_parameters())
+        for name, square in squared_gradients(network, weights, examples, self.name).items():
+            weights[name].grad = square
+
+    def importance(self, group, examples):
+        return torch_pruning.importance.GroupHessianImportance()(group.coupled)

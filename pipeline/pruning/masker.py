@@ -1,92 +1,15 @@
-"""Sparsity over time: schedules, the Masker that a training loop holds, and rewinding."""
+"""The Masker: what a training loop holds so that a masked network stays masked; and rewinding."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.folding import copy_network
 from pipeline.pruning.masks import MaskMethod, apply_masks
-from pipeline.pruning.method import Examples, Masks, prunable
-from pipeline.registry import Registry, UserError
-
-SCHEDULES: Registry = Registry("pruning schedule")
-
-
-@SCHEDULES.register("one_shot")
-@dataclass(frozen=True)
-class OneShot:
-    """Prune once to the target, then recover."""
-
-    def rounds(self, target: float) -> list[float]:
-        """The sparsity of each round of prune and recover."""
-        return [target]
-
-    def at(self, progress: float, target: float) -> float:
-        """The sparsity after ``progress`` (0 to 1) of the recovery of a round that ends at ``target``."""
-        return target
-
-
-@SCHEDULES.register("iterative")
-@dataclass(frozen=True)
-class Iterative:
-    """Several rounds of prune and recover; every round removes the same share of the weights that are left.
-
-    rewind: what each round's recovery starts from: ``weights`` (the surviving weights go back to an earlier state, Frankle
-    et al. 2020, see :func:`rewind`), ``learning_rate`` (they stay, and the learning rate's schedule is repeated, Renda et
-    al. 2020) or ``none`` (they stay, ordinary fine-tuning).
-    """
-
-    steps: int = 5
-    rewind: str = "learning_rate"
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps {self.steps} is less than 1")
-        if self.rewind not in ("weights", "learning_rate", "none"):
-            raise ValueError(f"rewind '{self.rewind}' is not one of weights, learning_rate, none")
-
-    def rounds(self, target: float) -> list[float]:
-        earlier = [1 - (1 - target) ** (number / self.steps) for number in range(1, self.steps)]
-        return [*earlier, target]
-
-    def at(self, progress: float, target: float) -> float:
-        return target
-
-
-@SCHEDULES.register("gradual")
-@dataclass(frozen=True)
-class Gradual:
-    """Sparsity grows while the network trains (AGP; Zhu & Gupta 2017, equation 1).
-
-    From ``initial`` to the target along target + (initial - target) (1 - t)^3, where t runs from 0 to 1 between the
-    shares ``begin`` and ``end`` of training; in ``updates`` equal steps of t, after which it stays.
-    """
-
-    initial: float = 0.05
-    begin: float = 0.0
-    end: float = 0.75
-    updates: int = 100
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.initial < 1:
-            raise ValueError(f"initial {self.initial} is outside [0, 1)")
-        if not 0 <= self.begin < self.end <= 1:
-            raise ValueError(f"begin {self.begin} and end {self.end} are not 0 <= begin < end <= 1")
-        if self.updates < 1:
-            raise ValueError(f"updates {self.updates} is less than 1")
-
-    def rounds(self, target: float) -> list[float]:
-        return [target]
-
-    def at(self, progress: float, target: float) -> float:
-        initial = min(self.initial, target)
-        t = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
-        t = math.floor(t * self.updates + 1e-9) / self.updates
-        return target + (initial - target) * (1 - t) ** 3
+from pipeline.pruning.method import Examples, Masks, prunable, refuse_schedule
+from pipeline.pruning.schedules import OneShot, Schedule
+from pipeline.registry import UserError
 
 
 class Masker:
@@ -94,15 +17,18 @@ class Masker:
 
     Call :meth:`step` after every optimizer step: whatever momentum or weight decay put into a masked weight is
     multiplied away, so the network is sparse at every moment. Under a gradual schedule it also lets the masks grow; a
-    removed weight never comes back. It is a function of the weights and of progress only, so a resumed run that is
-    given the saved ``masks`` goes on as if it had not stopped.
+    removed weight never comes back. Its state is ``masks`` and nothing else: a resumed run that is given the saved
+    masks goes on as if it had not stopped.
 
     Args:
         network: already masked, trained in place.
         masks: of the network as it is (``Pruned.masks``, or what was saved).
         method, sparsity: as given to ``prune``; ``sparsity`` is the one at the end.
-        schedule: one of SCHEDULES.
-        images, labels, seed: as for ``prune``, for schedules that choose more weights on the way.
+        schedule: under a gradual one, ``prune`` the network to ``schedule.at(0, sparsity)`` first.
+        images, labels, seed: as for ``prune``; read when a gradual schedule chooses more weights.
+
+    Raises:
+        UserError: the masks belong to another network, or the schedule grows and the method cannot.
     """
 
     def __init__(
@@ -112,28 +38,36 @@ class Masker:
         *,
         method: MaskMethod,
         sparsity: float,
-        schedule: OneShot | Iterative | Gradual = OneShot(),  # noqa: B008  (frozen)
+        schedule: Schedule | None = None,
         images: Tensor | None = None,
         labels: Tensor | None = None,
         seed: int = 0,
     ) -> None:
-        self.network, self.method, self.schedule, self.sparsity = network, method, schedule, sparsity
+        self.network, self.method, self.sparsity = network, method, sparsity
+        self.schedule = schedule or OneShot()
+        refuse_schedule(method, self.schedule)
         self.examples = Examples(images, labels, seed)
         self.progress = 0.0
-        self.wanted = -1.0
-        self.use(masks)
+        self.grown = None  # the sparsity at the last growth; None makes the first step look, which changes nothing new
+        self._use(masks)
 
-    def use(self, masks: Masks) -> None:
-        """Takes over new masks and applies them."""
-        unknown = masks.keys() - dict(self.network.named_parameters()).keys()
-        if unknown:
-            raise UserError(f"masks for {sorted(unknown)[0]}, which the network does not have: they belong to another one")
-        self.parameters = [self.network.get_parameter(name) for name in masks]
-        device = self.parameters[0].device if masks else None
-        self.masks = {name: mask.to(device) for name, mask in masks.items()}
+    def _use(self, masks: Masks) -> None:
+        known = dict(self.network.named_parameters())
+        for name, mask in masks.items():
+            if name not in known or known[name].shape != mask.shape:
+                raise UserError(f"the mask of {name} does not fit this network: it belongs to another one")
+        self.masks = {name: mask.to(known[name].device) for name, mask in masks.items()}
+        self.parameters = [known[name] for name in masks]
         # in the weights' own type and memory layout, so that one fused multiplication does them all
         self.factors = [torch.empty_like(p).copy_(m) for p, m in zip(self.parameters, self.masks.values(), strict=True)]
-        apply_masks(self.network, self.masks)
+        self._apply()
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        if self.parameters and self.parameters[0].device != self.factors[0].device:  # the network has moved
+            self._use(self.masks)
+        elif self.parameters:
+            torch._foreach_mul_(self.parameters, self.factors)
 
     def step(self, progress: float) -> None:
         """Call after each optimizer step.
@@ -142,31 +76,24 @@ class Masker:
             progress: share of training done, this step included, from 0 to 1.
         """
         self.progress = progress
+        self._apply()
         wanted = self.schedule.at(progress, self.sparsity)
-        if wanted > self.wanted and isinstance(self.schedule, Gradual):
-            self.grow(wanted)
-        if self.parameters:
-            with torch.no_grad():
-                torch._foreach_mul_(self.parameters, self.factors)
-
-    def grow(self, wanted: float) -> None:
-        """Removes further weights, up to the sparsity wanted now."""
-        self.wanted = wanted
-        device = self.parameters[0].device
-        apply_masks(self.network, self.masks)  # the method must see the network as it is after the step
-        self.use(self.method.masks(self.network, wanted, self.examples.to(device), previous=self.masks))
+        if self.schedule.grows and wanted != self.grown:
+            examples = self.examples.to(next(self.network.parameters()).device)
+            self._use(self.method.masks(self.network, wanted, examples, previous=self.masks))
+            self.grown = wanted
 
     def verify(self) -> None:
         """Checks that the network is what the masks and the schedule say.
 
         Raises:
-            UserError: a masked weight is not zero (names the layer), or the number of removed weights is not the one that
-                the schedule asks for at this point.
+            UserError: a masked weight is not zero (names the layer), or the number of removed weights is not the one
+                that the schedule asks for at this point.
         """
         for parameter, (name, mask) in zip(self.parameters, self.masks.items(), strict=True):
             alive = int(torch.count_nonzero(parameter.detach()[~mask]))
             if alive:
-                raise UserError(f"{name}: {alive} masked weights are not zero; Masker.step must follow every optimizer step")
+                raise UserError(f"{name}: {alive} masked weights are not zero; Masker.step belongs after each update")
         asked = self.schedule.at(self.progress, self.sparsity)
         weights = prunable(self.network, self.method)
         removed = sum(int((~self.masks[name]).sum()) for name in weights if name in self.masks)
@@ -174,7 +101,7 @@ class Masker:
         if removed != expected:
             total = sum(weight.numel() for weight in weights.values())
             raise UserError(
-                f"{removed} of {total} prunable weights are masked, but sparsity {asked:.4f} takes {expected};"
+                f"{removed} of {total} prunable weights are masked, but sparsity {asked:.4f} takes {expected}:"
                 " the masks belong to another sparsity, or Masker.step was not called"
             )
 
@@ -182,8 +109,8 @@ class Masker:
 def rewind(network: nn.Module, masks: Masks, weights: dict[str, Tensor]) -> nn.Module:
     """A copy of a masked network whose surviving weights (and buffers) are those of an earlier state.
 
-    Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis": train, prune by the final weights,
-    go back to the weights of an early step, train again.
+    Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis": train, prune by the final
+    weights, go back to the weights of an early step, train again.
 
     Args:
         weights: the ``state_dict`` of the same network at the earlier step.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,14 +64,44 @@ class MaskMethod(Method):
         return masks, []
 
 
+# ---------------------------------------------------------------------------------------------- gradients
+
+
+def gradients_of(loss: Tensor, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The loss's gradient for each weight; zeros for one that the forward pass did not use."""
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+    return dict(zip(weights, found, strict=True))
+
+
+def mean_gradients(
+    network: nn.Module, weights: dict[str, nn.Parameter], examples: Examples, reader: str
+) -> dict[str, Tensor]:
+    """The gradient of the mean cross-entropy over the examples."""
+    examples.need(reader, labels=True)
+    loss = cross_entropy(network(examples.images), examples.labels)
+    return gradients_of(loss, weights)
+
+
+def squared_gradients(
+    network: nn.Module, weights: dict[str, nn.Parameter], examples: Examples, reader: str
+) -> dict[str, Tensor]:
+    """The squared gradient of each example's cross-entropy, averaged over examples: the diagonal empirical Fisher."""
+    examples.need(reader, labels=True)
+    total = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for image, label in zip(examples.images.split(1), examples.labels.split(1), strict=True):
+        for name, gradient in gradients_of(cross_entropy(network(image), label), weights).items():
+            total[name].addcmul_(gradient, gradient, value=1 / len(examples.labels))
+    return total
+
+
 # ---------------------------------------------------------------------------------------------- single weights
 
 
 def erdos_renyi_kernel(shapes: dict[str, torch.Size], keep: int, minimum: int) -> dict[str, int]:
     """How many weights each layer keeps under ERK, exactly ``keep`` in all.
 
-    A layer's density is proportional to (sum of its dimensions) / (product of its dimensions) and at most 1 (Evci et al.
-    2020, "Rigging the Lottery", section 3; its released code caps in the same way), so a layer keeps a number
+    A layer's density is proportional to (sum of its dimensions) / (product of its dimensions) and at most 1 (Evci et
+    al. 2020, "Rigging the Lottery", section 3; its released code caps in the same way), so a layer keeps a number
     proportional to the sum of its dimensions; here never less than ``minimum`` either.
     """
     share = {name: float(sum(shape)) for name, shape in shapes.items()}
@@ -97,10 +127,12 @@ def erdos_renyi_kernel(shapes: dict[str, torch.Size], keep: int, minimum: int) -
 class Unstructured(MaskMethod):
     """Removes the weights with the lowest score.
 
-    scope: ``global`` (all layers compete), ``layer`` (the same share of each layer, rounded) or ``erk`` (per-layer shares of
-    :func:`erdos_renyi_kernel`). minimum_per_layer: weights that every layer keeps, so that none dies.
+    scope: ``global`` (all layers compete), ``layer`` (the same share of each layer, rounded) or ``erk`` (per-layer
+    shares of :func:`erdos_renyi_kernel`). minimum_per_layer: weights that every layer keeps, so that none dies.
     A subclass gives ``scores``; that is all a new criterion needs.
     """
+
+    grows: ClassVar[bool] = True
 
     scope: str = "global"
     minimum_per_layer: int = 1
@@ -170,3 +202,232 @@ class Magnitude(Unstructured):
 
     def scores(self, network, weights, examples):
         return {name: weight.detach().abs() for name, weight in weights.items()}
+
+
+@METHODS.register("random")
+@dataclass(frozen=True)
+class Random(Unstructured):
+    """Random weights go: the control that every criterion must beat."""
+
+    def scores(self, network, weights, examples):
+        generator = torch.Generator().manual_seed(examples.seed)  # on the CPU: the same weights go on every device
+        # negative, so that the largest draw goes first, as in torch.nn.utils.prune.RandomUnstructured
+        return {name: -torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+
+
+@METHODS.register("lamp")
+@dataclass(frozen=True)
+class LAMP(Unstructured):
+    """Layer-adaptive magnitude (Lee et al. 2021, equation 2): w^2 over the sum of all v^2 in the layer with v^2 >= w^2.
+
+    With scope ``global``, as in the paper; within one layer the order is that of magnitude.
+    """
+
+    def scores(self, network, weights, examples):
+        scores = {}
+        for name, weight in weights.items():
+            ordered, order = weight.detach().flatten().double().square().sort(stable=True)
+            from_here_up = ordered.flip(0).cumsum(0).flip(0).clamp_min(torch.finfo(torch.float64).tiny)
+            scores[name] = torch.empty_like(ordered).scatter_(0, order, ordered / from_here_up).view(weight.shape)
+        return scores
+
+
+@METHODS.register("snip")
+@dataclass(frozen=True)
+class SNIP(Unstructured):
+    """|w dL/dw| with the gradient of the mean loss (Lee et al. 2019, equation 6; its normalisation changes no
+    order).
+    """
+
+    def scores(self, network, weights, examples):
+        gradients = mean_gradients(network, weights, examples, self.name)
+        return {name: (weight.detach() * gradients[name]).abs() for name, weight in weights.items()}
+
+
+@METHODS.register("taylor")
+@dataclass(frozen=True)
+class Taylor(Unstructured):
+    """(w dL/dw)^2 averaged over single examples (Molchanov et al. 2019, equation 8, applied to weights).
+
+    The square is taken before the mean, so that examples that pull in opposite directions do not cancel, as in SNIP.
+    """
+
+    def scores(self, network, weights, examples):
+        squares = squared_gradients(network, weights, examples, self.name)
+        return {name: weight.detach().square() * squares[name] for name, weight in weights.items()}
+
+
+@METHODS.register("grasp")
+@dataclass(frozen=True)
+class GraSP(Unstructured):
+    """Keeps the gradient flow: score w * (H g), the lowest go (Wang et al. 2020, equation 8, whose -w * (H g) is high
+    for what goes).
+
+    temperature: divides the logits, 200 as in the released code. Made for networks before training.
+    """
+
+    temperature: float = 200.0
+
+    def scores(self, network, weights, examples):
+        examples.need(self.name, labels=True)
+        parameters = list(weights.values())
+        loss = cross_entropy(network(examples.images) / self.temperature, examples.labels)
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        flow = sum((gradient * gradient.detach()).sum() for gradient in gradients)  # its gradient is H g
+        products = torch.autograd.grad(flow, parameters)
+        return {name: weights[name].detach() * product for name, product in zip(weights, products, strict=True)}
+
+
+@METHODS.register("movement")
+@dataclass(frozen=True)
+class Movement(Unstructured):
+    """Weights that training moves towards zero go: minus the sum over steps of w dL/dw (Sanh et al. 2020, equation 4).
+
+    A copy of the network takes ``steps`` steps of SGD with ``learning_rate`` on batches of ``batch_size`` drawn from
+    the examples, BatchNorm statistics fixed; the scores add up on the way, the network itself keeps its weights.
+    """
+
+    steps: int = 20
+    batch_size: int = 32
+    learning_rate: float = 0.01
+
+    def scores(self, network, weights, examples):
+        examples.need(self.name, labels=True)
+        moving = copy_network(network)
+        parameters = [moving.get_parameter(name) for name in weights]
+        scores = [torch.zeros_like(parameter) for parameter in parameters]
+        generator = torch.Generator().manual_seed(examples.seed)
+        for _ in range(self.steps):
+            drawn = torch.randperm(len(examples.labels), generator=generator)[: self.batch_size]
+            drawn = drawn.to(examples.labels.device)
+            loss = cross_entropy(moving(examples.images[drawn]), examples.labels[drawn])
+            gradients = torch.autograd.grad(loss, parameters)
+            with torch.no_grad():
+                for score, parameter, gradient in zip(scores, parameters, gradients, strict=True):
+                    score.sub_(parameter * gradient)
+                    parameter.sub_(self.learning_rate * gradient)
+        return dict(zip(weights, scores, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------- filters and patterns
+
+
+@METHODS.register("filters")
+@dataclass(frozen=True)
+class Filters(MaskMethod):
+    """The same share of each convolution's filters goes, those with the smallest norm (Li et al. 2017; L1 in the
+    paper).
+
+    norm: 1 or 2. minimum_per_layer: filters that every convolution keeps.
+    batchnorm: also masks the filter's bias and its BatchNorm's scale and shift, so that nothing is left of it. Without,
+    a removed filter still sends a constant forward: its weights are gone, its BatchNorm shift is not.
+    """
+
+    grows: ClassVar[bool] = True
+    norm: int = 1
+    batchnorm: bool = True
+    minimum_per_layer: int = 1
+
+    def __post_init__(self) -> None:
+        if self.norm not in (1, 2):
+            raise ValueError(f"norm {self.norm} is not 1 or 2")
+        if self.minimum_per_layer < 1:
+            raise ValueError(f"minimum_per_layer {self.minimum_per_layer} is less than 1")
+
+    def prunes(self, module):
+        return isinstance(module, nn.Conv2d)
+
+    def filters(self, weights: dict[str, Tensor], sparsity: float) -> dict[str, int]:
+        """How many filters each convolution loses."""
+        lost = {name: round(sparsity * len(weight)) for name, weight in weights.items()}
+        for name, count in lost.items():
+            if count and len(weights[name]) - count < self.minimum_per_layer:
+                raise UserError(
+                    f"sparsity {sparsity} would leave {len(weights[name]) - count} of the {len(weights[name])} filters"
+                    f" of {name} (minimum_per_layer is {self.minimum_per_layer}): ask for less"
+                )
+        return lost
+
+    def counts(self, weights, sparsity):
+        return {name: lost * weights[name][0].numel() for name, lost in self.filters(weights, sparsity).items()}
+
+    def masks(self, network, sparsity, examples, previous=None):
+        weights = prunable(network, self)
+        lost = self.filters(weights, sparsity)
+        masks = {}
+        for name, weight in weights.items():
+            scores = torch.linalg.vector_norm(weight.detach().flatten(1).float(), ord=self.norm, dim=1)
+            if not torch.isfinite(scores).all():
+                raise UserError(f"{self.name}: the weights of {name} are not finite; did the network diverge?")
+            if previous is not None:
+                scores.masked_fill_(~previous[name].flatten(1).any(1), -1.0)
+            gone = smallest(scores, lost[name])
+            masks[name] = (~gone).view(-1, 1, 1, 1).expand_as(weight).contiguous()
+        if sparsity and self.batchnorm:
+            for name, companions in self.companions(network, list(weights), examples).items():
+                for companion in companions:
+                    masks[companion] = masks[name][:, 0, 0, 0].clone()
+        return masks
+
+    def companions(self, network: nn.Module, weights: list[str], examples: Examples) -> dict[str, list[str]]:
+        """For each convolution's weight, the names of its bias and of its BatchNorm's scale and shift."""
+        norms = {}
+        if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            examples.need(self.name)
+            norms = batchnorm_after(network, examples.images[:2])
+        known = dict(network.named_parameters())
+        result = {}
+        for name in weights:
+            layer = name.removesuffix(".weight")
+            candidates = [f"{layer}.bias"]
+            if layer in norms:
+                if f"{norms[layer]}.bias" not in known:
+                    raise UserError(f"{norms[layer]} has no scale and shift to mask: use batchnorm=false")
+                candidates += [f"{norms[layer]}.weight", f"{norms[layer]}.bias"]
+            result[name] = [candidate for candidate in candidates if candidate in known]
+        return result
+
+
+@METHODS.register("n_m")
+@dataclass(frozen=True)
+class NM(MaskMethod):
+    """N:M sparsity: of every ``m`` consecutive input weights the ``n`` largest stay (Mishra et al. 2021; 2:4 by
+    default).
+
+    Consecutive means along the input channels of one output, at the same place of the kernel, which is what the
+    hardware multiplies. The pattern sets the sparsity, 1 - n / m: asking for another (but 0) is an error.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(f"n {self.n} and m {self.m} are not 0 < n < m")
+
+    def counts(self, weights, sparsity):
+        if sparsity == 0:
+            return dict.fromkeys(weights, 0)
+        if abs(sparsity - (1 - self.n / self.m)) > 1e-6:
+            raise UserError(f"{self.n}:{self.m} has sparsity {1 - self.n / self.m:.6g}, not {sparsity}: ask for that")
+        for name, weight in weights.items():
+            if weight.shape[1] % self.m:
+                raise UserError(
+                    f"{name} has {weight.shape[1]} inputs per output, not a multiple of m={self.m}:"
+                    f" leave it out with exclude={name.removesuffix('.weight')}"
+                )
+        return {name: weight.numel() // self.m * (self.m - self.n) for name, weight in weights.items()}
+
+    def masks(self, network, sparsity, examples, previous=None):
+        weights = prunable(network, self)
+        self.counts(weights, sparsity)
+        if sparsity == 0:
+            return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        masks = {}
+        for name, weight in weights.items():
+            inputs_last = weight.detach().abs().movedim(1, -1)
+            runs = inputs_last.reshape(-1, self.m)
+            best = runs.argsort(dim=1, descending=True, stable=True)[:, : self.n]
+            kept = torch.zeros_like(runs, dtype=torch.bool).scatter_(1, best, True)
+            masks[name] = kept.view(inputs_last.shape).movedim(-1, 1).contiguous()
+        return masks

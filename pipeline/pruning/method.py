@@ -6,12 +6,13 @@ import fnmatch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.folding import copy_network
+from pipeline.pruning.schedules import Schedule
 from pipeline.registry import Registry, UserError, nearest
 
 Masks = dict[str, Tensor]  # parameter name -> bool tensor of the parameter's shape, True = kept
@@ -32,8 +33,8 @@ class Examples:
     seed: int = 0
 
     def to(self, device: torch.device) -> Examples:
-        move = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
-        return Examples(move(self.images), move(self.labels), self.seed)
+        images, labels = (None if each is None else each.to(device) for each in (self.images, self.labels))
+        return Examples(images, labels, self.seed)
 
     def need(self, reader: str, *, labels: bool = False) -> None:
         """Raises UserError when the method called ``reader`` was not given what it reads."""
@@ -62,9 +63,11 @@ class Method:
 
     prune_first: also the first convolution; prune_classifier: also the last layer. Both are out by default, as is usual
     in the literature: they are small and losing them is costly.
-    layers, exclude: glob patterns on layer names (``layer1.*``); a layer is prunable if it matches the first and not
-    the second.
+    layers, exclude: glob patterns on layer names, separated by commas (``layer1.*,layer2.*``); a layer is prunable if
+    it matches one of the first and none of the second.
     """
+
+    grows: ClassVar[bool] = False  # whether a schedule may raise the sparsity while the network trains
 
     prune_first: bool = False
     prune_classifier: bool = False
@@ -77,7 +80,7 @@ class Method:
 
     def includes(self, layer: str) -> bool:
         """Whether the patterns let this layer in."""
-        return fnmatch.fnmatchcase(layer, self.layers) and not fnmatch.fnmatchcase(layer, self.exclude)
+        return matches(layer, self.layers) and not matches(layer, self.exclude)
 
     def check(self, network: nn.Module, sparsity: float, examples: Examples) -> None:
         """Raises UserError if the sparsity cannot be reached."""
@@ -86,6 +89,11 @@ class Method:
     def prune(self, network: nn.Module, sparsity: float, examples: Examples) -> tuple[Masks, list[dict[str, Any]]]:
         """Prunes in place and returns (masks, removed) as in :class:`Pruned`."""
         raise NotImplementedError
+
+
+def matches(layer: str, patterns: str) -> bool:
+    """Whether a layer's name matches one of the comma-separated glob patterns."""
+    return any(fnmatch.fnmatchcase(layer, pattern.strip()) for pattern in patterns.split(","))
 
 
 def weight_names(name: str, module: nn.Module) -> list[str]:
@@ -110,9 +118,10 @@ def prunable(network: nn.Module, method: Method) -> dict[str, nn.Parameter]:
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
     }
-    for option, pattern in (("layers", method.layers), ("exclude", method.exclude)):
-        if pattern and not fnmatch.filter(everything, pattern):
-            raise UserError(f"{option}: '{pattern}' matches no layer; {nearest(pattern, everything)}")
+    for option in ("layers", "exclude"):
+        for pattern in filter(None, map(str.strip, getattr(method, option).split(","))):
+            if not any(matches(name, pattern) for name in everything):
+                raise UserError(f"{option}: '{pattern}' matches no layer; {nearest(pattern, everything)}")
     first = next((name for name, module in everything.items() if isinstance(module, nn.Conv2d)), None)
     kept_out = set()
     if not method.prune_first:
@@ -179,8 +188,8 @@ def prune(
 
     Args:
         sparsity: share of the prunable weights to remove, in [0, 1); see :func:`prunable`.
-        images: [batch, channels, height, width] normalised examples. Needed by data-driven criteria, by filter masks (to
-            find each filter's BatchNorm) and by physical removal (to trace the network).
+        images: [batch, channels, height, width] normalised examples. Needed by data-driven criteria, by filter masks
+            (to find each filter's BatchNorm) and by physical removal (to trace the network).
         labels: [batch]; needed by criteria that use gradients.
         seed: of criteria that draw random numbers.
 
@@ -194,15 +203,32 @@ def prune(
     return Pruned(result, masks, removed)
 
 
-def check(network: nn.Module, method: Method, sparsity: float, example: Tensor) -> None:
+def refuse_schedule(method: Method, schedule: Schedule) -> None:
+    """Raises UserError if the schedule lets the sparsity grow during training and the method cannot follow."""
+    if schedule.grows and not method.grows:
+        raise UserError(
+            f"{method.name} cannot follow the schedule {schedule.name}: only masks over weights or filters can grow"
+            " while the network trains; use one_shot or iterative"
+        )
+
+
+def check(
+    network: nn.Module, method: Method, sparsity: float, example: Tensor, *, schedule: Schedule | None = None
+) -> None:
     """Raises UserError, before any training, if ``method`` cannot bring such a network to ``sparsity``.
 
     The weights' values play no part, so a freshly built network will do.
 
     Args:
-        example: [batch, channels, height, width].
+        example: [batch, channels, height, width]; only its shape matters.
+        schedule: also checks every sparsity that it passes through, if given.
     """
     refuse_sparsity(sparsity)
     prunable(network, method)
     device = next(network.parameters()).device
-    method.check(network, sparsity, Examples(example).to(device))
+    targets = [sparsity]
+    if schedule is not None:
+        refuse_schedule(method, schedule)
+        targets = schedule.rounds(sparsity)
+    for target in targets:
+        method.check(network, target, Examples(example).to(device))

@@ -21,7 +21,8 @@ class Size:
     sparsity: share of the dense network's prunable weights that are zero or removed; layers: the same per weight.
     filters, dense_filters: filters of prunable convolutions with at least one weight left, and before pruning.
     parameters: all that are stored, zeros included; nonzero_parameters: without the zeros.
-    macs: multiply-accumulates per image that are computed. A mask saves none: a zero weight is multiplied like any other.
+    macs: multiply-accumulates per image that are computed. A mask saves none: a zero weight is multiplied like any
+    other.
     bytes: of parameters and buffers as stored.
     """
 
@@ -40,7 +41,8 @@ class Size:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per forward pass, medians over alternating runs, and ``ratio``: the median of pruned over dense in each pair.
+    """Seconds per forward pass, medians over alternating runs, and ``ratio``: the median of pruned over dense in each
+    pair.
 
     low, high: the quartiles of that ratio.
     """
@@ -121,7 +123,8 @@ def latency(
 
     results = []
     try:
-        network.eval(), dense.eval()
+        network.eval()
+        dense.eval()
         with torch.inference_mode():
             for batch_size in batch_sizes:
                 copies = -(-batch_size // len(example))
