@@ -501,7 +501,7 @@ def peer_ft(peer, s, t, batch, adapters, loss):
 
 
 def peer_cc(peer, s, t, batch, adapters, loss):
-    """Theirs normalises with the L1 norm (its second argument is the norm, not the dimension); the paper has L2."""
+    """Theirs takes the norm where the paper has its square, and leaves it to the caller to normalise embeddings."""
     kernel = {"type": "gaussian", "gamma": loss.gamma, "max_p": loss.order}
     unit_length = [io(e=F.normalize(outputs.embedding)) for outputs in (s, t)]
     return peer.CCKDLoss("e", "e", kernel, "sum")(*unit_length) ** 2 / BATCH**2
