@@ -395,7 +395,7 @@ class Synthetic:
     classes: int = 4
     size: int = 16
     channels: int = 3
-    noise: float = 0.3
+    noise: float = 0.6
     test_share: float = 0.3
 
     def load(self, root: Path) -> Source:

@@ -1,21 +1,25 @@
-"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate. Each calls plain functions."""
+"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate, Report.
+
+Each reads its inputs from the store, calls plain functions, and writes files.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline import correlation, distillation, inference, models, pruning, similarity, training
-from pipeline.data import Batches, Data, Normalisation, Splits
+from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
+from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
+from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
@@ -49,7 +53,18 @@ def load_network(folder: Path) -> StoredNetwork:
         pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
     models.load_weights(folder, network)
     path = folder / "masks.safetensors"
-    return StoredNetwork(network, info, models.load_tensors(path) if path.exists() else {})
+    masks = models.load_tensors(path) if path.exists() else {}
+    for name, mask in masks.items():
+        if torch.count_nonzero(network.get_parameter(name)[~mask]):
+            raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+    return StoredNetwork(network, info, masks)
+
+
+def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
+    """Writes ``size.json``: what was reached, measured on the network itself."""
+    example = torch.zeros(1, *models.load_info(folder).input_shape)
+    size = pruning.measure(network, dense=dense, method=method, example=example)
+    (folder / "size.json").write_text(json.dumps(asdict(size), indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -122,14 +137,7 @@ class Prune(Stage):
         )
         info = models.with_removed(stored.info, pruned.removed)
         models.save(folder, pruned.network, info, pruned.masks)
-        size = pruning.measure(
-            pruned.network,
-            dense=stored.network,
-            method=self.method,
-            masks=pruned.masks,
-            example=batch.images[:1],
-        )
-        (folder / "size.json").write_text(json.dumps(size.to_json(), indent=1) + "\n")
+        write_size(folder, pruned.network, dense=stored.network, method=self.method)
 
 
 @dataclass(frozen=True)
@@ -166,13 +174,17 @@ class Recover(Stage):
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
         splits = load_splits(self.dense.data, context.data_root)
-        masker = pruning.Masker(stored.network, stored.masks) if stored.masks else None
+        masker = None
+        if stored.masks:
+            masker = pruning.Masker(
+                stored.network, stored.masks, method=self.network.method, sparsity=self.network.sparsity
+            )
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
                 teacher = load_network(context.open(stage))
                 example = torch.zeros(2, *teacher.info.input_shape)
-                folded = pruning.fold_batchnorm(teacher.network, example).to(context.device)
+                folded = fold_batchnorm(teacher.network, example).to(context.device)
                 observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
                 teachers.append(distillation.Teacher(observer))
         _fit(
@@ -189,6 +201,9 @@ class Recover(Stage):
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
+        if isinstance(self.network, Prune):
+            dense = load_network(context.open(self.dense)).network
+            write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
 
 
 def _fit(
@@ -213,7 +228,7 @@ def _fit(
     )
     validation = Batches(splits.validation, normalisation, batch_size=EVALUATION_BATCH, **options)
 
-    def prepare(outputs: models.Outputs, batch) -> distillation.Objective:
+    def prepare(outputs: models.Outputs, batch: Batch) -> distillation.Objective:
         made = distillation.Objective(losses, seed=stage.seed, **(objective or {}))
         labels = torch.from_numpy(splits.train.labels)
         made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
@@ -261,23 +276,20 @@ class Score(Stage):
     references: tuple[Predict, ...]
     candidates: tuple[Predict, ...]
     resamples: int = 2000
+    smoothing: float = 0.0
 
     def label(self) -> str:
         origin = self.candidates[0].network.label().rpartition(" · ")[0]
         return f"score · {origin} · {len(self.candidates)} seeds"
 
     def run(self, folder: Path, context: Context) -> None:
-        from pipeline import bias
-
-        def read(stage: Predict) -> bias.Predictions:
-            return bias.read_predictions(context.open(stage))
-
+        references = [inference.load(context.open(stage)) for stage in self.references]
         audit = bias.audit(
-            references=[read(stage) for stage in self.references],
-            candidates=[read(stage) for stage in self.candidates],
-            floor_references=[read(stage) for stage in self.references],
+            references=references,
+            candidates=[inference.load(context.open(stage)) for stage in self.candidates],
+            floor_references=references,
             resamples=self.resamples,
-            seed=0,
+            smoothing=self.smoothing,
         )
         (folder / "audit.json").write_text(json.dumps(audit.to_json(), indent=1) + "\n")
         write_rows(folder / "rows.csv", audit.rows())
@@ -291,7 +303,6 @@ class Similarity(Stage):
     reference: Train
     candidate: Train | Prune | Recover
     examples: int = 1000
-    version: ClassVar[int] = 1
 
     def label(self) -> str:
         if isinstance(self.candidate, Train):
@@ -341,3 +352,86 @@ class Correlate(Stage):
             for record in correlation.correlate(np.array(values), np.array(errors))
         ]
         write_rows(folder / "correlation.csv", rows)
+
+
+@dataclass(frozen=True)
+class Report(Stage):
+    """Everything that a person reads about a study: tables, figures, a page, and events for TensorBoard.
+
+    titles[i] is (pruning, sparsity, recovery) of scores[i]; similarities go by score and, within it, by seed; floor are
+    the similarities of the dense networks among each other.
+    """
+
+    study: str
+    titles: tuple[tuple[str, float, str], ...]
+    scores: tuple[Score, ...]
+    similarities: tuple[Similarity, ...]
+    floor: tuple[Similarity, ...]
+    correlate: Correlate
+    configuration: str = field(default="", metadata=OUTSIDE_KEY)
+
+    def label(self) -> str:
+        return f"report {self.study}"
+
+    def inputs(self) -> list[Stage]:
+        networks = [prediction.network for score in self.scores for prediction in score.candidates]
+        return [*super().inputs(), *self.scores[0].references, *dict.fromkeys(networks)]
+
+    def run(self, folder: Path, context: Context) -> None:
+        cka = iter([self._cka(context, stage) for stage in self.similarities])
+        runs, per_class, audits = [], [], []
+        for reference in self.scores[0].references:
+            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0}))
+        for title, score in zip(self.titles, self.scores, strict=True):
+            audit = json.loads((context.open(score) / "audit.json").read_text())
+            audits.append((title, audit))
+            per_class += [
+                {"pruning": title[0], "sparsity_asked": title[1], "recovery": title[2], **row}
+                for row in audit["per_class"]
+            ]
+            for candidate, trial in zip(score.candidates, audit["trials"], strict=True):
+                found = {"cev": trial["cev"], "sde": trial["sde"], "cka": next(cka)}
+                runs.append(self._run(context, candidate, title, found))
+        report.write(
+            folder,
+            study=self.study,
+            runs=runs,
+            per_class=per_class,
+            audits=audits,
+            floor_cka=[self._cka(context, stage) for stage in self.floor],
+            correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
+            configuration=self.configuration,
+        )
+
+    def _cka(self, context: Context, stage: Similarity) -> float:
+        """Mean over the block ends."""
+        rows = read_rows(context.open(stage) / "rows.csv")
+        return float(np.mean([float(row["cka"]) for row in rows if row["layer"].startswith("block")]))
+
+    def _run(
+        self, context: Context, prediction: Predict, title: tuple[str, float, str], found: dict[str, float | None]
+    ) -> dict:
+        stage, folder = prediction.network, context.open(prediction.network)
+        size = json.loads((folder / "size.json").read_text()) if (folder / "size.json").exists() else {}
+        predictions = inference.load(context.open(prediction))
+        return {
+            "dataset": stage.dense.data.dataset.name,
+            "model": stage.dense.network,
+            "seed": stage.seed,
+            "pruning": title[0],
+            "sparsity_asked": title[1],
+            "sparsity_reached": size.get("sparsity", 0.0),
+            "recovery": title[2],
+            "accuracy": float((predictions.predictions == predictions.labels).mean()),
+            "cev": found.get("cev"),
+            "sde": found.get("sde"),
+            "cka": found["cka"],
+            "parameters": size.get("nonzero_parameters"),
+            "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
+            "folder": str(folder.relative_to(context.store.root)),
+            "history": [
+                {key: float(value) for key, value in row.items()} for row in read_rows(folder / "history.csv")
+            ]
+            if (folder / "history.csv").exists()
+            else [],
+        }

@@ -101,7 +101,7 @@ class Masker(Protocol):
 
     def step(self, progress: float) -> None: ...
 
-    def load(self, masks: dict[str, Tensor]) -> None: ...
+    def use(self, masks: dict[str, Tensor]) -> None: ...
 
     def verify(self) -> None: ...
 
@@ -271,5 +271,5 @@ def _restore(
         state.setdefault(int(number), {})[rest] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if masker is not None:
-        masker.load(parts["masks"])
+        masker.use(parts["masks"])
     return int(information["epoch"]), json.loads(information["history"])

@@ -47,6 +47,15 @@ class Pair:
                 f"{self.candidate.source}: {len(self.candidate.labels)} examples, but {self.reference.source} has "
                 f"{len(self.reference.labels)}; predict the same test set with both"
             )
+        missing = np.setxor1d(self.reference.labels, self.candidate.labels)
+        if len(missing):
+            with_it = self.reference if (self.reference.labels == missing[0]).any() else self.candidate
+            without = self.candidate if with_it is self.reference else self.reference
+            name = with_it.classes[missing[0]] if with_it.classes is not None else missing[0]
+            raise UserError(
+                f"{without.source}: class '{name}' is missing from the labels, {with_it.source} has it; predict the same "
+                "test set with both"
+            )
         differ = self.reference.labels != self.candidate.labels
         if differ.any():
             raise UserError(
@@ -114,6 +123,8 @@ class Measure:
     needs_logits: ClassVar[bool] = False
     needs_pairing: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
+    lowest: ClassVar[float] = 0.0  # no interval goes below it
+    interval: ClassVar[str] = "bca"  # the method that covers best, see benchmarks/coverage.py
 
     def counts(self, pair: Pair | Sequence[Pair]) -> Counts:
         """What each example contributes."""
@@ -137,6 +148,42 @@ def _errors(pair: Pair) -> Counts:
     return counts
 
 
+def _joint_errors(pair: Pair) -> Counts:
+    """The errors of a class that both networks make (both miss it, both call an example by its name)."""
+    before, after, labels = pair.reference.predictions, pair.candidate.predictions, pair.labels
+    return _errors(pair) | {
+        "false_negatives_both": one_hot(labels, pair.class_count, where=(before != labels) & (after != labels)),
+        "false_positives_both": one_hot(before, pair.class_count, where=(before != labels) & (after == before)),
+    }
+
+
+def _unbiased_changes(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates of d and of d² [..., 2, C] in percent that sampling noise does not inflate, and the classes used [..., C].
+
+    Let b errors of a class be made by both, r by the reference alone, s by the candidate alone; d = (s - r) / (b + r).
+    Counts of errors are nearly independent Poisson numbers, and b + r = n has E[1/(n+1)] = 1/λ and
+    E[1/((n+1)(n+2))] = 1/λ² but for terms of e^-λ. Hence s/(n+1) - r/n and
+    s(s-1)/((n+1)(n+2)) - 2 s r/((n+1) n) + r(r-1)/(n(n-1)) have the expectations d and d². The second may be negative.
+    """
+    before, after, both = (
+        np.stack([sums[f"false_positives_{word}"], sums[f"false_negatives_{word}"]], -2)
+        for word in ("reference", "candidate", "both")
+    )
+    lost, gained = before - both, after - both
+    n, n_less = np.maximum(before, 1), np.maximum(before - 1, 1)
+    first = gained / (before + 1) - lost / n
+    second = gained * (gained - 1) / ((before + 1) * (before + 2))
+    second += lost * (lost - 1) / (n * n_less) - 2 * gained * lost / ((before + 1) * n)
+    used = (before > 0).all(-2)
+    return 100 * first * used[..., None, :], 1e4 * second * used[..., None, :], used
+
+
+def _per_class(total: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """A total over the classes used, divided by their number: [...], NaN where there is none."""
+    count = used.sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
 def _changes(sums: Sums, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
     """d [..., 2, C] and which classes have it [..., C]; equal denominators cancel, so the pseudo-count stays above."""
     before, after = (
@@ -156,6 +203,7 @@ class CombinedErrorVariance(Measure):
     equation = "1/(2C) Σ_c |d_c - mean d|²,  d_c = (d_FPR,c, d_FNR,c)"
     unit = "squared percent"
     better = "lower"
+    interval = "corrected"
     smoothing: float = 0.0
 
     def counts(self, pair: Pair) -> Counts:
@@ -175,6 +223,7 @@ class SymmetricDistanceError(Measure):
     equation = "1/C Σ_c |d_FPR,c - d_FNR,c| / √2"
     unit = "percent"
     better = "lower"
+    interval = "corrected"
     smoothing: float = 0.0
 
     def counts(self, pair: Pair) -> Counts:
@@ -182,6 +231,74 @@ class SymmetricDistanceError(Measure):
 
     def value(self, sums: Sums) -> np.ndarray:
         return sde_of(*_changes(sums, self.smoothing))
+
+
+@MEASURES.register("cev_corrected")
+@dataclass(frozen=True)
+class CorrectedCombinedErrorVariance(Measure):
+    """CEV without what sampling noise adds to it: an estimate of the value that an endless test set would give.
+
+    Squares and products of changes are replaced by estimates that are unbiased when the counts of errors are Poisson
+    numbers; the square of the mean change by the mean product of two different classes. It may come out below 0, which
+    says that the changes are no more uneven than noise. Derived here; its bias and coverage are measured in
+    benchmarks/coverage.py. Errors of different kinds share examples (a false negative of one class is a false positive
+    of another), which leaves a bias of order 1/C² that the correction ignores.
+    """
+
+    title = "CEV, corrected for sampling noise"
+    source = "derived here"
+    equation = "1/2 Σ_k∈{FPR,FNR} [mean_c est(d²) - mean_c≠c' est(d_c) est(d_c')]"
+    unit = "squared percent"
+    lowest = -np.inf
+    better = "lower"
+    interval = "corrected"
+
+    def counts(self, pair: Pair) -> Counts:
+        return _joint_errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        first, second, used = _unbiased_changes(sums)
+        several = used & (used.sum(-1, keepdims=True) > 1)  # one class alone does not vary
+        products = (first.sum(-1) ** 2 - (first**2).sum(-1)) / np.maximum(used.sum(-1, keepdims=True) - 1, 1)
+        return 0.5 * _per_class((second.sum(-1) - products).sum(-1), several)
+
+
+def squared_distance(sums: Sums) -> np.ndarray:
+    """Mean over classes of (d_FPR - d_FNR)², corrected for sampling noise, in squared percent: [...]."""
+    first, second, used = _unbiased_changes(sums)
+    return _per_class((second.sum(-2) - 2 * first[..., 0, :] * first[..., 1, :]).sum(-1), used)
+
+
+def distance_shape(sums: Sums) -> np.ndarray:
+    """Mean of |d_FPR - d_FNR| over its root mean square, as observed: in (0, 1], 1 where all are equal: [...]."""
+    changes, used = _changes(sums, 0.0)
+    apart = np.where(used, np.abs(changes[..., 0, :] - changes[..., 1, :]), 0.0)
+    mean, square = _per_class(apart.sum(-1), used), _per_class((apart**2).sum(-1), used)
+    return np.divide(mean, np.sqrt(square), out=np.where(np.isnan(square), np.nan, 1.0), where=square > 0)
+
+
+@MEASURES.register("sde_corrected")
+@dataclass(frozen=True)
+class CorrectedSymmetricDistanceError(Measure):
+    """SDE without what sampling noise adds to it.
+
+    A mean of absolute values has no unbiased estimate, its mean square has: the corrected root mean square is multiplied
+    by the ratio of the two as observed. That ratio is between 0.6 and 1 for any usual distribution over classes (0.80 for
+    a normal one), so that little rests on it. 0 where the corrected mean square is negative. Derived here.
+    """
+
+    title = "SDE, corrected for sampling noise"
+    source = "derived here"
+    equation = "(mean|x| / rms x) √(mean_c est(x²) / 2),  x_c = d_FPR,c - d_FNR,c"
+    unit = "percent"
+    better = "lower"
+    interval = "corrected"
+
+    def counts(self, pair: Pair) -> Counts:
+        return _joint_errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return distance_shape(sums) * np.sqrt(np.maximum(squared_distance(sums), 0) / 2)
 
 
 def _recall(pair: Pair) -> Counts:
@@ -216,7 +333,9 @@ class MaxExcessAccuracyGap(_OfRecalls):
     source = "Hashemizadeh et al. 2024, max_g ψ_g"
     equation = "max_c [(recall_c - recall'_c) - (accuracy - accuracy')]"
     unit = "share"
+    lowest = -np.inf
     better = "lower"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         before, whole_before, some = _recalls(sums, "reference")
@@ -234,6 +353,7 @@ class WorstRecall(_OfRecalls):
     equation = "min_c recall'_c"
     unit = "share"
     better = "higher"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -250,6 +370,7 @@ class RecallRange(_OfRecalls):
     equation = "max_c recall'_c - min_c recall'_c"
     unit = "share"
     better = "lower"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -266,6 +387,7 @@ class RecallVariance(_OfRecalls):
     equation = "1/C Σ_c (recall'_c - mean recall')²"
     unit = "squared share"
     better = "lower"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -289,7 +411,9 @@ class Intensification(_OfRecalls):
     source = "Good et al. 2022 (recall balance normalised by accuracy)"
     equation = "slope of b' on b,  b_c = (recall_c - accuracy) / accuracy"
     unit = "ratio"
+    lowest = -np.inf
     better = "near 1"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         balances = []
@@ -327,6 +451,7 @@ class AccuracyChange(_OfRecalls):
     source = "difference of the two accuracies"
     equation = "accuracy' - accuracy"
     unit = "share"
+    lowest = -np.inf
     better = "higher"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -454,6 +579,7 @@ class CalibrationError(Measure):
     equation = "Σ_b n_b/N |accuracy'_b - confidence'_b|"
     unit = "share"
     better = "lower"
+    interval = "basic"
     needs_logits = True
     bins: int = 15
 
@@ -475,7 +601,9 @@ class CalibrationErrorChange(CalibrationError):
 
     title = "Change of calibration error"
     equation = "ECE' - ECE"
+    lowest = -np.inf
     better = "lower"
+    interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - np.abs(sums[f"calibration_reference_{self.bins}"] / sums["examples"]).sum(-1)
@@ -518,6 +646,7 @@ class TopFiveAccuracyChange(TopFiveAccuracy):
 
     title = "Change of top-5 accuracy"
     equation = "top5' - top5"
+    lowest = -np.inf
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - (sums["top_5_reference"] / sums["examples"])[..., 0]

@@ -1,0 +1,581 @@
+"""The verb ``audit``: compares any two classifiers class by class from their prediction files, without a config or a store."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import html
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.bias import Audit, Predictions
+from pipeline.bias import audit as score
+from pipeline.registry import UserError, nearest
+
+COLUMNS = ("label", "prediction", "group")
+ARRAYS = ("labels", "logits", "predictions", "confusion", "groups", "classes", "ids")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """A CSV as it was read: class and group names that get numbers once all files are known."""
+
+    source: str
+    labels: list[str]
+    predictions: list[str]
+    groups: list[str] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the verb."""
+    parser.description = (
+        "Compares candidates with a reference on the same test set, class by class. A file is .npz with 'labels' and 'logits' "
+        "or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header label,prediction[,group]; "
+        "or a Predict folder of the store."
+    )
+    parser.add_argument("--reference", required=True, metavar="REF", help="predictions of the dense network")
+    parser.add_argument("--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method")
+    parser.add_argument(
+        "--reference-trials", nargs="+", default=[], metavar="REF2", help="more dense networks: with REF they make the floor"
+    )
+    parser.add_argument("--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example")
+    parser.add_argument("--json", metavar="PATH", help="write the result here; - for the standard output and nothing else")
+    parser.add_argument("--html", metavar="PATH", help="write one self-contained page here")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors")
+    parser.add_argument("--undefined", choices=("omit", "error"), default="omit", help="what to do with such classes")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the verb: prints a summary, writes what was asked for, returns 0.
+
+    Raises:
+        UserError: a file that cannot be read, or files that do not belong together.
+    """
+    paths = [arguments.reference, *arguments.candidate, *arguments.reference_trials]
+    predictions = read(paths)
+    groups, group_names = read_groups(arguments.groups) if arguments.groups else (None, None)
+    reference, rest = predictions[0], predictions[1:]
+    candidates, trials = rest[: len(arguments.candidate)], rest[len(arguments.candidate) :]
+    if groups is not None and len(groups) != len(reference.labels):
+        raise UserError(f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example")
+    result = score(
+        references=reference,
+        candidates=candidates,
+        floor_references=[reference, *trials] if trials else [],
+        groups=groups,
+        group_names=group_names,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        smoothing=arguments.smoothing,
+        undefined=arguments.undefined,
+    )
+    text = json.dumps({"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False)
+    if arguments.json == "-":
+        sys.stdout.write(text + "\n")
+    else:
+        show(result, reference.source)
+        if arguments.json:
+            _write(arguments.json, text + "\n")
+    if arguments.html:
+        _write(arguments.html, page(result, reference.source))
+    return 0
+
+
+# Reading
+
+
+def read(paths: Sequence[str | Path]) -> list[Predictions]:
+    """Predictions of each path, with class numbers that mean the same in all of them.
+
+    Raises:
+        UserError: naming the file and the trouble.
+    """
+    found = [_read(Path(path)) for path in paths]
+    words = [each for each in found if isinstance(each, _Words)]
+    named = next((each for each in found if isinstance(each, Predictions) and each.classes is not None), None)
+    if words:
+        used = sorted({word for each in words for word in [*each.labels, *each.predictions]})
+        numbers = all(_is_number(word) for word in used)
+        if named is not None and not numbers:
+            classes = named.classes
+        elif numbers:
+            classes = None
+        else:
+            classes = tuple(used)
+        group_names = _ordered({word for each in words for word in each.groups or []})
+        found = [_numbered(each, classes, group_names) if isinstance(each, _Words) else each for each in found]
+    return found
+
+
+def read_groups(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Group numbers [N] and the names of the groups, from ``.npz`` ('groups') or ``.csv`` (column 'group')."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        arrays = _arrays(path)
+        if "groups" not in arrays:
+            raise UserError(f"{path}: no array 'groups'; it holds {', '.join(sorted(arrays)) or 'nothing'}")
+        words = [str(value) for value in np.asarray(arrays["groups"]).ravel()]
+    else:
+        rows = _rows(path, known=None)
+        if not rows or "group" not in rows[0]:
+            raise UserError(f"{path}: no column 'group' with values; start the file with a header that names it")
+        words = [row["group"] for row in rows]
+    names = _ordered(set(words))
+    place = {name: i for i, name in enumerate(names)}
+    return np.array([place[word] for word in words], np.int64), names
+
+
+def _read(path: Path) -> Predictions | _Words:
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give .npz, .csv or a folder with predictions.npz")
+    if path.suffix == ".npz":
+        return _from_arrays(_arrays(path), str(path))
+    if path.suffix == ".csv":
+        rows = _rows(path, known=COLUMNS)
+        if not rows:
+            raise UserError(f"{path}: no examples; give at least one row below the header")
+        for column in COLUMNS[:2]:
+            if column not in rows[0]:
+                raise UserError(f"{path}: no column '{column}'; the header is label,prediction[,group]")
+        groups = [row["group"] for row in rows] if "group" in rows[0] else None
+        return _Words(str(path), [row["label"] for row in rows], [row["prediction"] for row in rows], groups)
+    raise UserError(f"{path}: '{path.suffix}' is not read here; give .npz, .csv or a folder with predictions.npz")
+
+
+def _read_folder(path: Path) -> Predictions:
+    file = path / "predictions.npz"
+    if not file.exists():
+        raise UserError(f"{path}: holds no predictions.npz; give a folder that the stage Predict wrote")
+    read = _from_arrays(_arrays(file), str(path))
+    names = path / "classes.json"
+    if not names.exists():
+        return read
+    try:
+        classes = json.loads(names.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{names}: not readable as JSON: {error}") from None
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{names}: must be a list of class names")
+    return replace(read, classes=tuple(classes))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        if "pickle" in str(error).lower() or "object" in str(error).lower():
+            raise UserError(f"{path}: holds a pickle, which is never read; save plain arrays of numbers") from None
+        raise UserError(f"{path}: not readable as .npz: {str(error).splitlines()[0]}") from None
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not readable as .npz: {first}") from None
+    except AttributeError:  # np.load gives a bare array for .npy bytes
+        raise UserError(f"{path}: not an .npz archive; save with numpy.savez") from None
+
+
+def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
+    for name in arrays:
+        if name not in ARRAYS:
+            raise UserError(f"{source}: unknown array '{name}'; {nearest(name, ARRAYS)}")
+    classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
+    if "confusion" in arrays:
+        return Predictions.from_confusion(arrays["confusion"], classes=classes, source=source)
+    if "labels" not in arrays or not ("logits" in arrays or "predictions" in arrays):
+        held = ", ".join(sorted(arrays)) or "nothing"
+        raise UserError(f"{source}: holds {held}; give 'labels' with 'logits' or 'predictions', or 'confusion'")
+    if len(np.atleast_1d(arrays["labels"])) == 0:
+        raise UserError(f"{source}: no examples; give at least one")
+    if "logits" in arrays:
+        read = Predictions.from_logits(arrays["labels"], arrays["logits"], classes=classes, source=source)
+        if "predictions" in arrays and not np.array_equal(read.predictions, arrays["predictions"]):
+            raise UserError(f"{source}: 'predictions' are not the largest 'logits'; give one of them")
+    else:
+        read = Predictions(arrays["labels"], arrays["predictions"], classes=classes, source=source)
+    return replace(read, groups=arrays["groups"]) if "groups" in arrays else read
+
+
+def _rows(path: Path, *, known: Sequence[str] | None) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            if not header:
+                raise UserError(f"{path}: empty file; start it with the header label,prediction[,group]")
+            for name in header if known is not None else ():
+                if name not in known:
+                    raise UserError(f"{path}: unknown column '{name}'; {nearest(name, known)}")
+            rows = []
+            for number, row in enumerate(reader, 2):
+                if not row:
+                    continue
+                if len(row) != len(header) or not all(cell.strip() for cell in row):
+                    raise UserError(f"{path}: line {number} has not {len(header)} filled columns; mend or remove it")
+                rows.append({name: cell.strip() for name, cell in zip(header, row, strict=True)})
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as .csv: {error}") from None
+
+
+def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple[str, ...]) -> Predictions:
+    place = {name: i for i, name in enumerate(classes)} if classes is not None else None
+
+    def numbers(values: list[str], name: str) -> np.ndarray:
+        if place is None:
+            return np.array([int(value) for value in values], np.int64)
+        for value in values:
+            if value not in place:
+                raise UserError(f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}")
+        return np.array([place[value] for value in values], np.int64)
+
+    groups = None
+    if words.groups is not None:
+        spot = {name: i for i, name in enumerate(group_names)}
+        groups = np.array([spot[value] for value in words.groups], np.int64)
+    return Predictions(
+        numbers(words.labels, "label"),
+        numbers(words.predictions, "prediction"),
+        classes=classes,
+        groups=groups,
+        group_names=group_names if groups is not None else None,
+        source=words.source,
+    )
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and (word[1:] if word.startswith("-") else word).isdigit()
+
+
+def _ordered(words: set[str]) -> tuple[str, ...]:
+    """Numbers by value, names by the alphabet."""
+    if words and all(_is_number(word) for word in words):
+        return tuple(sorted(words, key=int))
+    return tuple(sorted(words))
+
+
+def _write(path: str, text: str) -> None:
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+# Telling
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: three significant digits, a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+
+
+def _range(bounds) -> str:
+    return f"{number(bounds.low)} to {number(bounds.high)}" if bounds is not None else "no interval"
+
+
+def worst(result: Audit, many: int = 10) -> list[dict[str, Any]]:
+    """Classes that lost most recall beyond what the whole test set lost, worst first."""
+    rows = [row for row in result.per_class if row["excess_accuracy_gap"] is not None]
+    return sorted(rows, key=lambda row: -row["excess_accuracy_gap"])[:many]
+
+
+def sentence(result: Audit) -> str:
+    """What was found, for somebody who has never heard of CEV."""
+    change = result.measures["accuracy_change"] if "accuracy_change" in result.measures else None
+    lost = -change.value * 100 if change is not None and change.value is not None else 0.0
+    parts = []
+    if abs(lost) < 0.05:
+        parts.append("The candidate is as accurate as the reference overall")
+    else:
+        parts.append(f"The candidate gets {abs(lost):.1f} of 100 examples {'fewer' if lost > 0 else 'more'} right")
+    low = result.cev_interval.low if result.cev_interval is not None else None
+    if result.cev == 0 and result.sde == 0:
+        parts.append("and every class changed alike.")
+    elif low is not None and low > 0:
+        parts.append("and the change is uneven: some classes were hit harder than chance explains.")
+    else:
+        parts.append("and the differences between classes are no larger than chance on this test set can explain.")
+    moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
+    if moved:
+        row = moved[0]
+        parts.append(
+            f"{len(moved)} of {result.classes} classes moved against the trend beyond doubt; for '{row['class']}' the share "
+            f"missed went from {100 * row['fnr_reference']:.0f} % to {100 * row['fnr']:.0f} %."
+        )
+    floor = result.measures["cev"].floor
+    if floor is not None:
+        beside = "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+        parts.append(f"Its CEV is {beside} what equally good dense networks show among each other.")
+    return " ".join(parts)
+
+
+def show(result: Audit, reference: str) -> None:
+    """Prints headline, worst classes, measures and the sentence."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    names = ", ".join(trial["file"] for trial in result.trials)
+    console.print(Text(f"{names}  against  {reference}", style="bold"))
+    console.print(
+        Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
+        + Text(f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, {len(result.trials)} trial(s)")
+    )
+    console.print(
+        Text(f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}", style="dim")
+    )
+    if len(result.trials) > 1:
+        published = result.published
+        console.print(
+            Text(f"rates averaged over trials first: CEV {number(published['cev'])}, SDE {number(published['sde'])}", style="dim")
+        )
+    console.print(Text(sentence(result)))
+    table = Table(title="Worst classes", title_justify="left", box=None, pad_edge=False)
+    for heading in ("class", "support", "FNR before", "after", "d_FNR %", "FPR before", "after", "d_FPR %", "p"):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for row in worst(result):
+        cells = [row["support"], *(row[key] for key in ("fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr"))]
+        texts = [str(cells[0]), *(number(cell) for cell in cells[1:])]
+        p = number(row["p_value"], 2) + (" *" if row["significant"] else "")
+        table.add_row(Text(row["class"]), *texts, p)
+    console.print(table)
+    table = Table(title="Measures", title_justify="left", box=None, pad_edge=False)
+    floors = result.floor_networks > 0
+    for heading in ("measure", "value", "95 % interval", "unit", *(("floor", "percentile") if floors else ())):
+        table.add_column(heading, justify="right" if heading in ("value", "percentile") else "left")
+    for each in result.measures.values():
+        floor = each.floor
+        more = (f"{number(floor.low)} to {number(floor.high)}", f"{floor.percentile:.0f}") if floor else ("–", "–")
+        table.add_row(each.title, number(each.value), _range(each.interval), each.unit, *(more if floors else ()))
+    console.print(table)
+    console.print(Text(f"* {result.significance}", style="dim"))
+    for note in result.notes:
+        console.print(Text(f"note: {note}", style="dim"))
+    if result.left_out:
+        reasons = sorted(set(result.left_out.values()))
+        console.print(Text(f"note: {len(result.left_out)} measures are missing: {'; '.join(reasons)}", style="dim"))
+
+
+# The page
+
+STYLE = """
+:root{--ink:#1c2430;--soft:#667085;--line:#e4e7ec;--panel:#fff;--back:#f6f7f9;--hue:#2456c9;--hot:#c2410c}
+*{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:36px 24px 60px}h1{font-size:26px;margin:0 0 4px;letter-spacing:-.01em}
+h2{font-size:17px;margin:0 0 12px}p{margin:0 0 10px}.soft{color:var(--soft);font-size:13px;overflow-wrap:anywhere}
+.lead{font-size:17px;max-width:860px;margin:18px 0 22px}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin-bottom:18px}
+.card,section{background:var(--panel);border:1px solid var(--line);border-radius:10px;padding:16px 18px}
+section{margin-bottom:18px;overflow-x:auto}.card b{display:block;font-size:28px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
+.card span{color:var(--soft);font-size:12.5px;display:block}
+table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
+th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);padding:6px 10px 6px 0;white-space:nowrap}
+th.sort{cursor:pointer}td{border-bottom:1px solid #f0f2f5;padding:5px 10px 5px 0;vertical-align:top}
+td.n,th.n{text-align:right}tr.hit td:first-child{color:var(--hot);font-weight:600}
+svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}circle.c{fill:var(--hue);fill-opacity:.62;stroke:#fff;stroke-width:1}
+circle.hit{fill:var(--hot)}circle.c:hover{fill-opacity:1;stroke:var(--ink)}
+#tip{position:fixed;pointer-events:none;background:#111827;color:#fff;font-size:12.5px;line-height:1.4;padding:6px 10px;border-radius:6px;
+white-space:pre;display:none;z-index:9}.key{display:flex;gap:18px;flex-wrap:wrap;justify-content:center;margin-top:8px}
+.key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
+"""
+
+SCRIPT = """
+const tip=document.getElementById('tip');
+document.querySelectorAll('circle.c').forEach(c=>{const text=c.querySelector('title').textContent;
+c.addEventListener('mousemove',e=>{tip.textContent=text;tip.style.display='block';
+tip.style.left=Math.min(e.clientX+14,innerWidth-tip.offsetWidth-8)+'px';tip.style.top=(e.clientY+14)+'px'});
+c.addEventListener('mouseleave',()=>tip.style.display='none')});
+document.querySelectorAll('th.sort').forEach(th=>th.addEventListener('click',()=>{
+const body=th.closest('table').tBodies[0],i=th.cellIndex,up=th.dataset.up!=='1';th.dataset.up=up?'1':'0';
+const key=r=>{const v=r.cells[i].dataset.v;return v===undefined?r.cells[i].textContent:v===''?-Infinity:+v};
+[...body.rows].sort((a,b)=>{const x=key(a),y=key(b);return (x<y?-1:x>y?1:0)*(up?1:-1)}).forEach(r=>body.append(r))}));
+"""
+
+
+def page(result: Audit, reference: str) -> str:
+    """The audit as one HTML page that loads nothing from elsewhere."""
+    candidates = ", ".join(trial["file"] for trial in result.trials)
+    cards = [
+        ("CEV", number(result.cev), f"squared percent · without noise {_range(result.cev_interval)}"),
+        ("SDE", number(result.sde), f"percent · without noise {_range(result.sde_interval)}"),
+        ("Classes used", f"{result.classes_used} of {result.classes}", f"{result.examples:,} examples · {len(result.trials)} trial(s)"),
+    ]
+    if "accuracy" in result.measures and "accuracy_change" in result.measures:
+        change = result.measures["accuracy_change"]
+        before = result.measures["accuracy"].value - change.value
+        text = f"{100 * before:.1f} → {100 * result.measures['accuracy'].value:.1f} %"
+        ends = change.interval
+        spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
+        cards.insert(0, ("Accuracy", text, spread))
+    blocks = "".join(
+        f'<div class="card"><span>{html.escape(name)}</span><b>{html.escape(value)}</b><span>{html.escape(more)}</span></div>'
+        for name, value, more in cards
+    )
+    notes = "".join(f'<p class="soft">{html.escape(note)}</p>' for note in result.notes)
+    missing = f" Not measured: {', '.join(result.left_out)} ({'; '.join(sorted(set(result.left_out.values())))})." if result.left_out else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Audit of {html.escape(candidates)}</title><style>{STYLE}</style></head><body><main>
+<h1>What compression did to each class</h1>
+<p class="soft">{html.escape(candidates)} against {html.escape(reference)}</p>
+<p class="lead">{html.escape(sentence(result))}</p>
+<div class="cards">{blocks}</div>
+<section><h2>Relative change of error rates, one point a class</h2>{scatter(result)}</section>
+<section><h2>Measures</h2>{_measure_table(result)}
+<p class="soft">Intervals are at 95 %, over {"test examples and trials" if len(result.trials) > 1 else "test examples"}. Those of CEV and SDE
+are for the value that an endless test set would give; on a small one the plain value lies above them, since sampling noise
+adds to a squared quantity.{html.escape(missing)}</p></section>
+{_group_section(result)}
+<section><h2>Classes</h2>{_class_table(result)}
+<p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}). Click a heading to sort.</p></section>
+{notes}</main><div id="tip"></div><script>{SCRIPT}</script></body></html>
+"""
+
+
+def scatter(result: Audit) -> str:
+    """Inline SVG of d_FNR against d_FPR with centroid, two-sigma ellipse and the line of equal change."""
+    rows = [row for row in result.per_class if row["d_fpr"] is not None]
+    if not rows:
+        return '<p class="soft">No class has a relative change.</p>'
+    points = np.array([[row["d_fpr"], row["d_fnr"]] for row in rows])
+    low, high = points.min(0), points.max(0)
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    span = max(float((high - low).max()), 1.0) * 1.12
+    middle = (low + high) / 2
+    low, high = middle - span / 2, middle + span / 2  # one scale on both axes, so that the ellipse and the line are true
+    left, top, side = 70, 16, 560
+
+    def place(values: np.ndarray) -> tuple[float, float]:
+        return left + side * (values[0] - low[0]) / span, top + side * (high[1] - values[1]) / span
+
+    step = 10 ** math.floor(math.log10(span / 4))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 7)
+    parts = [f'<svg viewBox="0 0 {left + side + 20} {top + side + 56}" role="img" aria-label="change of error rates by class">']
+    parts.append(f'<clipPath id="box"><rect x="{left}" y="{top}" width="{side}" height="{side}"/></clipPath>')
+    for axis in (0, 1):
+        for tick in range(math.ceil(low[axis] / step), math.floor(high[axis] / step) + 1):
+            x, y = place(np.where(np.arange(2) == axis, tick * step, low))
+            stroke = "#98a2b3" if tick == 0 else "#e9ecf1"
+            label = f"{tick * step:+,.0f}" if tick else "0"
+            if axis == 0:
+                parts.append(f'<path d="M{x:.1f} {top}V{top + side}" stroke="{stroke}"/>')
+                parts.append(f'<text x="{x:.1f}" y="{top + side + 18}" text-anchor="middle" font-size="12" fill="#667085">{label}</text>')
+            else:
+                parts.append(f'<path d="M{left} {y:.1f}H{left + side}" stroke="{stroke}"/>')
+                parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end" font-size="12" fill="#667085">{label}</text>')
+    ends = [place(np.full(2, value)) for value in (min(low), max(high))]
+    parts.append('<g clip-path="url(#box)">')
+    (x1, y1), (x2, y2) = ends
+    parts.append(f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="#667085" stroke-dasharray="6 5"/>')
+    centre = points.mean(0)
+    x, y = place(centre)
+    if len(points) > 2:
+        lengths, axes = np.linalg.eigh(np.cov(points.T, ddof=0))
+        radii = 2 * np.sqrt(np.maximum(lengths, 0)) * side / span
+        angle = -math.degrees(math.atan2(axes[1, 1], axes[0, 1]))
+        parts.append(
+            f'<ellipse cx="{x:.1f}" cy="{y:.1f}" rx="{radii[1]:.1f}" ry="{radii[0]:.1f}" transform="rotate({angle:.2f} {x:.1f} {y:.1f})" '
+            'fill="#2456c9" fill-opacity=".06" stroke="#2456c9" stroke-opacity=".5"/>'
+        )
+    parts.append("</g>")
+    size = 6.5 if len(rows) <= 40 else 5
+    for row, point in zip(rows, points, strict=True):
+        px, py = place(point)
+        title = html.escape(
+            f"{row['class']}\nFPR {number(row['fpr_reference'])} → {number(row['fpr'])} ({row['d_fpr']:+.0f} %)\n"
+            f"FNR {number(row['fnr_reference'])} → {number(row['fnr'])} ({row['d_fnr']:+.0f} %)\n{row['support']} examples"
+        )
+        kind = "c hit" if row["significant"] else "c"
+        parts.append(f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="{size}"><title>{title}</title></circle>')
+    if len(rows) <= 12:
+        for row, point in zip(rows, points, strict=True):
+            px, py = place(point)
+            flip = px > left + side * 0.85
+            parts.append(
+                f'<text x="{px - 9 if flip else px + 9:.1f}" y="{py + 4:.1f}" font-size="11.5" fill="#344054" '
+                f'text-anchor="{"end" if flip else "start"}">{html.escape(row["class"][:24])}</text>'
+            )
+    parts.append(f'<path d="M{x - 8:.1f} {y:.1f}H{x + 8:.1f}M{x:.1f} {y - 8:.1f}V{y + 8:.1f}" stroke="#111827" stroke-width="2.5"/>')
+    parts.append(
+        f'<text x="{left + side / 2}" y="{top + side + 44}" text-anchor="middle" font-size="13.5" fill="#1c2430">'
+        "change of false positive rate, percent</text>"
+        f'<text transform="translate(18 {top + side / 2}) rotate(-90)" text-anchor="middle" font-size="13.5" fill="#1c2430">'
+        "change of false negative rate, percent</text></svg>"
+    )
+    parts.append(
+        '<p class="key soft"><span><i style="background:#2456c9"></i>class</span><span><i style="background:#c2410c"></i>class whose '
+        "recall moved against the trend</span><span>+ centroid</span><span>shaded: two standard deviations</span>"
+        "<span>dashed: both rates changed alike</span></p>"
+    )
+    return "".join(parts)
+
+
+def _cell(value: float | None, text: str | None = None) -> str:
+    exact = "" if value is None else repr(float(value))
+    return f'<td class="n" data-v="{exact}">{number(value) if text is None else text}</td>'
+
+
+def _measure_table(result: Audit) -> str:
+    floors = result.floor_networks > 0
+    head = ["measure", "value", "95 % interval", "unit", "better"] + (["floor", "excess", "percentile"] if floors else [])
+    rows = []
+    for each in result.measures.values():
+        cells = [f"<td>{html.escape(each.title)}</td>", _cell(each.value), f"<td>{_range(each.interval)}</td>"]
+        cells += [f"<td>{html.escape(each.unit)}</td>", f"<td>{html.escape(each.better)}</td>"]
+        if floors and each.floor:
+            floor = each.floor
+            cells += [f"<td>{number(floor.low)} to {number(floor.high)}</td>", _cell(floor.excess), _cell(floor.percentile)]
+        elif floors:
+            cells += ["<td>–</td>"] * 3
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    heads = "".join(f'<th{" class=n" if name in ("value", "excess", "percentile") else ""}>{name}</th>' for name in head)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _class_table(result: Audit) -> str:
+    keys = ("support", "fnr_reference", "fnr", "d_fnr", "fpr_reference", "fpr", "d_fpr", "excess_accuracy_gap", "p_value")
+    titles = ("support", "FNR before", "after", "change %", "FPR before", "after", "change %", "excess gap", "p")
+    rows = "".join(
+        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["class"])}</td>'
+        + "".join(_cell(row[key]) for key in keys)
+        + "</tr>"
+        for row in worst(result, len(result.per_class))
+    )
+    heads = '<th class="sort">class</th>' + "".join(f'<th class="sort n">{title}</th>' for title in titles)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _group_section(result: Audit) -> str:
+    if result.groups is None:
+        return ""
+    keys = ("support", "accuracy", "accuracy_change", "excess_accuracy_gap", "cev", "sde", "p_value")
+    rows = "".join(
+        f'<tr{" class=hit" if row["significant"] else ""}><td>{html.escape(row["group"])}</td>'
+        + "".join(_cell(row.get(key)) for key in keys)
+        + "</tr>"
+        for row in result.groups["per_group"]
+    )
+    heads = "<th>group</th>" + "".join(f'<th class="n">{key.replace("_", " ")}</th>' for key in keys)
+    return (
+        f"<section><h2>Groups</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<p class="soft">Marked: accuracy changed otherwise than in the rest ({html.escape(result.groups["significance"])}).</p></section>'
+    )

@@ -1,0 +1,427 @@
+"""A study: its YAML schema, overrides, checks, and the plan of stages that it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from pipeline import distillation, models, pruning
+from pipeline.data import DATASETS, Data
+from pipeline.registry import UserError, build, nearest
+from pipeline.stage import Stage
+from pipeline.stages import Correlate, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
+from pipeline.training import Fit
+
+SECTIONS = {
+    "study": "the study's name: its reports and dashboard runs are filed under it",
+    "seeds": "how many networks of each kind (3 means seeds 0, 1, 2), or a list of seeds",
+    "data": "name of a dataset, its options, and validation, keep, long_tail, split_seed",
+    "network": "name of the network",
+    "train": "how the dense network is trained (fields of training.Fit)",
+    "recover": "how pruned networks are trained further (fields of training.Fit)",
+    "sparsities": "shares of the prunable weights to remove, in [0, 1)",
+    "prunings": "pruning methods: names, or mappings of name and options",
+    "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, title, fit",
+    "resamples": "bootstrap resamples behind each interval",
+    "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
+    "similarity_examples": "validation examples that similarity is measured on",
+    "device": "auto, cpu or cuda",
+    "workers": "stages at a time (0: one per core, one on a GPU)",
+    "threads": "threads of each worker (0: the cores divided among the workers)",
+}
+DEFAULTS = {
+    "seeds": 3,
+    "train": {},
+    "recover": {},
+    "sparsities": [0.5, 0.9, 0.95],
+    "prunings": ["magnitude"],
+    "recoveries": ["none", "finetune", "kd"],
+    "resamples": 2000,
+    "smoothing": 0.0,
+    "similarity_examples": 1000,
+    "device": "auto",
+    "workers": 0,
+    "threads": 0,
+}
+
+
+@dataclass(frozen=True)
+class Pruning:
+    title: str
+    method: pruning.Method
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """losses empty: nothing is trained after pruning."""
+
+    title: str
+    losses: tuple[distillation.Loss, ...]
+    fit: Fit
+    window: tuple[float, float] = (0.0, 1.0)
+    teachers: tuple[tuple[str, int], ...] = ()
+    ensemble: str = "average"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study. ``resolved`` is the configuration that it came from, defaults filled in."""
+
+    study: str
+    seeds: tuple[int, ...]
+    data: Data
+    network: str
+    train: Fit
+    sparsities: tuple[float, ...]
+    prunings: tuple[Pruning, ...]
+    recoveries: tuple[Recovery, ...]
+    resamples: int
+    smoothing: float
+    similarity_examples: int
+    device: str
+    workers: int
+    threads: int
+    resolved: dict[str, Any] = field(hash=False, compare=False)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Reads a YAML file and applies ``key=value`` overrides.
+
+    Raises:
+        UserError: naming the key, the value, what is allowed and the nearest known name.
+    """
+    try:
+        content = OmegaConf.load(path)
+    except OSError as error:
+        known = ", ".join(sorted(str(file) for file in path.parent.glob("*.yaml")))
+        raise UserError(f"--config {path}: {error.strerror}" + (f"; there are {known}" if known else "")) from None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"--config {path}: not YAML ({reason})") from None
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}': an override has the form key=value, such as sparsities=[0.5,0.9]")
+        if key.split(".")[0] not in SECTIONS:
+            raise UserError(f"{key}: unknown key; {nearest(key, SECTIONS)}")
+        try:
+            content = OmegaConf.merge(content, OmegaConf.from_dotlist([override]))
+        except (YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+            raise UserError(f"{override}: {' '.join(str(error).split())}") from None
+    try:
+        plain = OmegaConf.to_container(content, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"--config {path}: holds no mapping of keys to values; {nearest('', SECTIONS)}")
+    return parse(plain)
+
+
+def parse(content: Mapping[str, Any]) -> Study:
+    """Checks a plain mapping against the schema."""
+    for key in content:
+        if key not in SECTIONS:
+            raise UserError(f"{key}: unknown key; {nearest(key, SECTIONS)}")
+    for key in ("study", "data", "network"):
+        if content.get(key) in (None, ""):
+            raise UserError(f"{key}: missing; give {SECTIONS[key]}")
+    content = {**DEFAULTS, **content}
+    name = str(content["study"])
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise UserError(f"study: '{name}' becomes a folder; use letters, digits, '-', '_' and '.'")
+    network = str(content["network"])
+    models.check_network(network)
+    train = _fit(content["train"], "train")
+    recover = _fit(content["recover"], "recover")
+    prunings = tuple(
+        _pruning(value, f"prunings.{number}") for number, value in enumerate(_list(content["prunings"], "prunings"))
+    )
+    recoveries = tuple(
+        _recovery(value, content["recover"], recover, f"recoveries.{number}")
+        for number, value in enumerate(_list(content["recoveries"], "recoveries"))
+    )
+    for key, titles in (("prunings", [one.title for one in prunings]), ("recoveries", [one.title for one in recoveries])):
+        double = sorted({title for title in titles if titles.count(title) > 1})
+        if double:
+            raise UserError(f"{key}: '{double[0]}' stands there twice; give each a title of its own")
+        if not titles:
+            raise UserError(f"{key}: empty; name at least one")
+    device = str(content["device"])
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device: '{device}' is unknown; {nearest(device, ('auto', 'cpu', 'cuda'))}")
+    return Study(
+        study=name,
+        seeds=_seeds(content["seeds"]),
+        data=_data(content["data"]),
+        network=network,
+        train=train,
+        sparsities=_sparsities(content["sparsities"]),
+        prunings=prunings,
+        recoveries=recoveries,
+        resamples=_integer(content["resamples"], "resamples", 100),
+        smoothing=_not_negative(content["smoothing"], "smoothing"),
+        similarity_examples=_integer(content["similarity_examples"], "similarity_examples", 4),
+        device=device,
+        workers=_integer(content["workers"], "workers", 0),
+        threads=_integer(content["threads"], "threads", 0),
+        resolved=content,
+    )
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    """A list, or what a person would write on a command line instead of one: ``0.5,0.9`` or a single value."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if value is None:
+        raise UserError(f"{key}: empty; give {SECTIONS[key]}")
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _number(value: Any, key: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{key}: '{value}' is not a number") from None
+
+
+def _integer(value: Any, key: str, least: int) -> int:
+    number = _number(value, key)
+    if number != int(number) or number < least:
+        raise UserError(f"{key}: {value} is refused; give a whole number of {least} or more")
+    return int(number)
+
+
+def _not_negative(value: Any, key: str) -> float:
+    number = _number(value, key)
+    if not 0 <= number < float("inf"):
+        raise UserError(f"{key}: {value} is refused; give 0 or more")
+    return number
+
+
+def _sparsities(value: Any) -> tuple[float, ...]:
+    found = []
+    for part in _list(value, "sparsities"):
+        number = _number(part, "sparsities")
+        if not 0 <= number < 1:
+            hint = f"; did you mean {number / 100:g}?" if 1 < number < 100 else ""
+            raise UserError(f"sparsities: {part} is outside [0, 1): it is the share of weights removed{hint}")
+        found.append(number)
+    return tuple(sorted(set(found) - {0.0}))
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    if isinstance(value, list | tuple) or (isinstance(value, str) and "," in value):
+        seeds = tuple(dict.fromkeys(_integer(part, "seeds", 0) for part in _list(value, "seeds")))
+        if not seeds:
+            raise UserError("seeds: empty; give a number of seeds or a list of them")
+        return seeds
+    return tuple(range(_integer(value, "seeds", 1)))
+
+
+def _data(value: Any) -> Data:
+    options = {"name": value} if isinstance(value, str) else dict(value)
+    if options.get("name") is None:
+        raise UserError(f"data.name: missing; {nearest('', DATASETS)}")
+    own = {part.name for part in dataclasses.fields(Data)} - {"dataset"}
+    split = {key: options.pop(key) for key in list(options) if key in own}
+    if isinstance(split.get("keep"), Mapping):
+        split["keep"] = [(str(name), _number(share, f"data.keep.{name}")) for name, share in split["keep"].items()]
+    name = options["name"]
+    if name in DATASETS:  # before the dataset refuses an option, so that the message can offer those of Data too
+        known = own | {part.name for part in dataclasses.fields(DATASETS[name])} | {"name"}
+        for key in options:
+            if key not in known:
+                raise UserError(f"data.{key}: unknown option; {nearest(key, known)}")
+    dataset = DATASETS.build(options, "data")
+    plain = {key: part for key, part in split.items() if key != "keep"}
+    try:
+        return dataclasses.replace(
+            build(_DataOptions, plain, "data").of(dataset), keep=tuple(split.get("keep", ()))
+        )
+    except ValueError as error:
+        raise UserError(f"data: {error}") from None
+
+
+@dataclass(frozen=True)
+class _DataOptions:
+    """The scalar options of Data, in types that can be checked by name."""
+
+    validation: float = 0.1
+    long_tail: float = 1.0
+    split_seed: int = 0
+
+    def of(self, dataset: object) -> Data:
+        return Data(dataset, self.validation, (), self.long_tail, self.split_seed)
+
+
+def _fit(value: Any, where: str) -> Fit:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where}: '{value}' is not a mapping of options, such as {{epochs: 12}}")
+    return build(Fit, value, where)
+
+
+def _pruning(value: Any, where: str) -> Pruning:
+    options = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    title = options.pop("title", None)
+    method = pruning.METHODS.build(options, where)
+    return Pruning(str(title or options["name"]), method)
+
+
+@dataclass(frozen=True)
+class _RecoveryOptions:
+    title: str = ""
+    losses: Any = None
+    window: tuple[float, float] = (0.0, 1.0)
+    teachers: Any = None
+    ensemble: str = "average"
+    fit: Any = None
+
+
+def _recovery(value: Any, shared: Mapping[str, Any], fit: Fit, where: str) -> Recovery:
+    options = {"losses": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else None
+    if options is None:
+        raise UserError(f"{where}: '{value}' is no recovery; give none, finetune, or losses such as kd")
+    chosen = build(_RecoveryOptions, options, where)
+    if chosen.losses in ("none", "finetune"):
+        expression = {"none": None, "finetune": "ce"}[chosen.losses]
+    else:
+        expression = chosen.losses
+        if expression is None:
+            raise UserError(f"{where}.losses: missing; give none, finetune, or losses such as kd")
+    if chosen.fit is not None:
+        merged = OmegaConf.to_container(OmegaConf.merge(dict(shared), dict(chosen.fit)))
+        fit = _fit(merged, f"{where}.fit")
+    start, end = chosen.window
+    if not 0 <= start < end <= 1:
+        raise UserError(f"{where}.window: {list(chosen.window)} is refused; give two rising shares of training in [0, 1]")
+    if chosen.ensemble not in ("average", "random"):
+        raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, ('average', 'random'))}")
+    losses = () if expression is None else distillation.parse_losses(expression, f"{where}.losses")
+    title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
+    return Recovery(title, losses, fit, (start, end), (), chosen.ensemble)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the result table: a pruning at a sparsity with a recovery, one network for each seed."""
+
+    pruning: str
+    sparsity: float
+    recovery: str
+    networks: tuple[Train | Prune | Recover, ...]
+    score: Score
+    similarities: tuple[Similarity, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a study stands for, as values; nothing has been computed."""
+
+    dense: tuple[Train, ...]
+    cells: tuple[Cell, ...]
+    floor: tuple[Similarity, ...]
+    correlate: Correlate
+    report: Report
+
+    def targets(self, verb: str) -> list[Stage]:
+        networks = [network for cell in self.cells for network in cell.networks]
+        return {
+            "train": list(self.dense),
+            "prune": [one for one in self._pruned()],
+            "recover": [one for one in networks if isinstance(one, Recover)],
+            "predict": [*self.cells[0].score.references, *(part for cell in self.cells for part in cell.score.candidates)],
+            "score": [cell.score for cell in self.cells],
+            "similarity": [*self.floor, *(part for cell in self.cells for part in cell.similarities)],
+            "correlate": [self.correlate],
+            "report": [self.report],
+            "run": [self.report],
+        }[verb]
+
+    def _pruned(self) -> list[Prune]:
+        found: dict[str, Prune] = {}
+        for cell in self.cells:
+            for network in cell.networks:
+                origin = network.network if isinstance(network, Recover) else network
+                if isinstance(origin, Prune):
+                    found[origin.key] = origin
+        return list(found.values())
+
+
+def plan(study: Study, data_root: Path) -> Plan:
+    """The stages of a study. Decodes a folder of images first, since its contents name the results."""
+    identity = study.data.identity(data_root)
+    dense = tuple(Train(study.data, identity, study.network, study.train, seed) for seed in study.seeds)
+    references = tuple(Predict(network) for network in dense)
+    # Sparsity 0 is recovered in the same ways: what training longer does by itself.
+    origins = [("dense", 0.0, dense)]
+    origins += [
+        (pruning.title, sparsity, tuple(Prune(one, pruning.method, sparsity, title=pruning.title) for one in dense))
+        for pruning in study.prunings
+        for sparsity in study.sparsities
+    ]
+    cells = []
+    for title, sparsity, networks in origins:
+        for recovery in study.recoveries:
+            if not recovery.losses and sparsity == 0:
+                continue  # the dense networks themselves: they are the reference, and the floor among each other
+            recovered = networks if not recovery.losses else tuple(
+                Recover(
+                    network,
+                    recovery.losses,
+                    recovery.fit,
+                    recovery.window,
+                    (),
+                    recovery.ensemble,
+                    title=recovery.title,
+                )
+                for network in networks
+            )
+            score = Score(references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing)
+            similarities = tuple(
+                Similarity(parent, network, study.similarity_examples)
+                for parent, network in zip(dense, recovered, strict=True)
+            )
+            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities))
+    if not cells:
+        raise UserError("the study has nothing to compare: give a sparsity above 0, or a recovery other than none")
+    floor = tuple(
+        Similarity(one, other, study.similarity_examples)
+        for number, one in enumerate(dense)
+        for other in dense[number + 1 :]
+    )
+    scores = tuple(cell.score for cell in cells)
+    similarities = tuple(part for cell in cells for part in cell.similarities)
+    correlate = Correlate(scores, similarities)
+    report = Report(
+        study=study.study,
+        titles=tuple((cell.pruning, cell.sparsity, cell.recovery) for cell in cells),
+        scores=scores,
+        similarities=similarities,
+        floor=floor,
+        correlate=correlate,
+        configuration=OmegaConf.to_yaml(OmegaConf.create(study.resolved)),
+    )
+    return Plan(dense, tuple(cells), floor, correlate, report)
+
+
+def check_before_training(todo: list[Stage], data_root: Path) -> None:
+    """Refuses, before any time is spent, a network that does not take the images and a sparsity that cannot be reached."""
+    seen: set[tuple] = set()
+    for stage in todo:
+        if isinstance(stage, Prune) and (mark := (stage.method, stage.sparsity)) not in seen:
+            seen.add(mark)
+            split = load_splits(stage.dense.data, data_root).train
+            network = models.build(
+                stage.dense.network, input_shape=split.input_shape, classes=len(split.classes), seed=stage.seed
+            )
+            pruning.check(network, stage.method, stage.sparsity, torch.zeros(2, *split.input_shape))

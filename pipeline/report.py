@@ -1,0 +1,488 @@
+"""A study as a person reads it: CSV tables, figures, one HTML page, TensorBoard events, and the closing sentences."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy import stats
+
+Row = dict[str, Any]
+
+
+def write(
+    folder: Path,
+    *,
+    study: str,
+    runs: list[Row],
+    per_class: list[Row],
+    audits: list[tuple[tuple[str, float, str], Row]],
+    floor_cka: list[float],
+    correlation: list[Row],
+    configuration: str,
+) -> None:
+    """Writes everything into an empty folder.
+
+    Args:
+        runs: one row per network, dense networks first; ``history`` holds its training, epoch by epoch.
+        per_class: one row per class and cell of the study.
+        audits: ((pruning, sparsity, recovery), audit as JSON) per cell.
+        floor_cka: similarity of the dense networks among each other.
+        correlation: rows of similarity against bias.
+        configuration: the resolved YAML.
+    """
+    summary = summarise(study, runs, audits, floor_cka)
+    (folder / "config.yaml").write_text(configuration)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    _write_csv(folder / "runs.csv", [{key: value for key, value in run.items() if key != "history"} for run in runs])
+    _write_csv(folder / "per_class.csv", per_class)
+    _write_csv(folder / "correlation.csv", correlation)
+    measures = [
+        {"pruning": title[0], "sparsity_asked": title[1], "recovery": title[2], "measure": name, **_flat(value)}
+        for title, audit in audits
+        for name, value in audit["measures"].items()
+    ]
+    _write_csv(folder / "measures.csv", measures)
+    figures(folder, summary, runs, per_class)
+    (folder / "index.html").write_text(page(summary, correlation, configuration), encoding="utf-8")
+    tensorboard(folder / "tensorboard", runs)
+
+
+def _flat(value: Row) -> Row:
+    low, high = value["interval"] or (None, None)
+    floor = value["floor"] or {}
+    return {
+        "value": value["value"],
+        "low": low,
+        "high": high,
+        "published": value["published"],
+        "floor_mean": floor.get("mean"),
+        "floor_high": floor.get("high"),
+        "excess": floor.get("excess"),
+        "percentile": floor.get("percentile"),
+        "unit": value["unit"],
+        "better": value["better"],
+    }
+
+
+def _write_csv(path: Path, rows: list[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# ---------------------------------------------------------------------------------------------- what it says
+
+
+def summarise(
+    study: str, runs: list[Row], audits: list[tuple[tuple[str, float, str], Row]], floor_cka: list[float]
+) -> Row:
+    """One line per cell with mean and spread over seeds, the floor, and which differences stand clear.
+
+    A cell is *clear of the floor* when every one of its networks lies above the 97.5 percent quantile of the dense pairs.
+    Two recoveries *differ* when the 95 percent t interval of their paired differences over seeds excludes zero.
+    """
+    lines = []
+    for title, audit in [(("dense", 0.0, "none"), None), *audits]:
+        members = [run for run in runs if (run["pruning"], run["sparsity_asked"], run["recovery"]) == title]
+        line: Row = {
+            "network": members[0]["model"],
+            "pruning": title[0],
+            "sparsity_asked": title[1],
+            "sparsity_reached": float(np.mean([run["sparsity_reached"] for run in members])),
+            "macs_ratio": float(np.mean([run["macs_ratio"] for run in members])),
+            "recovery": title[2],
+            "seeds": len(members),
+        }
+        for name in ("accuracy", "cev", "sde", "cka"):
+            line[name], line[f"{name}_spread"] = _mean_and_spread([run[name] for run in members])
+        for name in ("cev", "sde"):
+            floor = audit["floor"][name] if audit and audit["floor"] and name in audit["floor"] else None
+            line[f"{name}_interval"] = audit[f"{name}_interval"] if audit else None
+            line[f"{name}_excess"] = floor["excess"] if floor else None
+            values = [run[name] for run in members]
+            clear = floor is not None and all(value is not None and value > floor["high"] for value in values)
+            line[f"{name}_clear"] = clear if floor else None
+        line["classes_used"] = audit["classes_used"] if audit else None
+        lines.append(line)
+    lines[0]["cka"], lines[0]["cka_spread"] = None, None  # of a network with itself
+    floor = {}
+    for name in ("cev", "sde"):
+        known = audits[0][1]["floor"] or {}
+        floor[name] = {key: known[name][key] for key in ("mean", "low", "high", "pairs")} if name in known else None
+    floor["cka"] = None
+    if floor_cka:
+        mean, spread = _mean_and_spread(floor_cka)
+        floor["cka"] = {"mean": mean, "spread": spread, "pairs": len(floor_cka)}
+    summary = {
+        "study": study,
+        "dataset": runs[0]["dataset"],
+        "classes": audits[0][1]["classes"],
+        "examples": audits[0][1]["examples"],
+        "floor": floor,
+        "lines": lines,
+        "comparisons": comparisons(runs),
+    }
+    summary["sentences"] = sentences(summary)
+    return summary
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where they do not exist (JSON knows no NaN)."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known:
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def comparisons(runs: list[Row]) -> list[Row]:
+    """Every recovery against every other at the same pruning and sparsity, paired by seed, for CEV, SDE and accuracy."""
+    cells: dict[tuple[str, float], dict[str, dict[int, Row]]] = {}
+    for run in runs:
+        if (run["pruning"], run["recovery"]) == ("dense", "none"):
+            continue
+        place = cells.setdefault((run["pruning"], run["sparsity_asked"]), {})
+        place.setdefault(run["recovery"], {})[run["seed"]] = run
+    found = []
+    for (pruning, sparsity), recoveries in cells.items():
+        names = list(recoveries)
+        for number, second in enumerate(names):
+            for first in names[number + 1 :]:
+                for measure in ("cev", "sde", "accuracy"):
+                    pairs = [
+                        (recoveries[first][seed][measure], recoveries[second][seed][measure])
+                        for seed in recoveries[first].keys() & recoveries[second].keys()
+                    ]
+                    differences = [one - other for one, other in pairs if one is not None and other is not None]
+                    mean, spread = _mean_and_spread(differences)
+                    low = high = None
+                    if spread is not None:
+                        half = stats.t.ppf(0.975, len(differences) - 1) * spread / math.sqrt(len(differences))
+                        low, high = mean - half, mean + half
+                    found.append(
+                        {
+                            "pruning": pruning,
+                            "sparsity": sparsity,
+                            "measure": measure,
+                            "first": first,
+                            "second": second,
+                            "difference": mean,
+                            "low": low,
+                            "high": high,
+                            "clear": None if low is None else not low <= 0 <= high,
+                        }
+                    )
+    return found
+
+
+def sentences(summary: Row) -> list[str]:
+    """What the table says, in words that promise no more than it holds."""
+    floor, lines = summary["floor"]["cev"], summary["lines"][1:]
+    said = []
+    if floor is None:
+        said.append(
+            "With one seed there is no floor: two equally good dense networks also differ, so no CEV here can be read. "
+            "Run at least three seeds."
+        )
+    else:
+        said.append(
+            f"Dense networks that differ only in their seed already show a CEV of {number(floor['mean'])} against each "
+            f"other ({number(floor['low'])} to {number(floor['high'])}, {floor['pairs']} ordered pairs): "
+            "this is the floor."
+        )
+        clear = [line for line in lines if line["cev_clear"]]
+        if clear:
+            said.append(f"Clear of the floor in every seed: {'; '.join(name_of(line) for line in clear)}.")
+        unclear = [line for line in lines if not line["cev_clear"]]
+        if unclear:
+            said.append(
+                f"Not distinguishable from a change of seed: {'; '.join(name_of(line) for line in unclear)}."
+            )
+    tested = [one for one in summary["comparisons"] if one["measure"] == "cev" and one["difference"] is not None]
+    tested = [one for one in tested if "none" not in (one["first"], one["second"])]
+    clear = [one for one in tested if one["clear"]]
+    for one in clear:
+        word = "lower" if one["difference"] < 0 else "higher"
+        said.append(
+            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by {number(abs(one['difference']))} "
+            f"(95 % interval over seeds {number(one['low'])} to {number(one['high'])})."
+        )
+    others = [one for one in tested if one["clear"] is False]
+    if others:
+        pairs = "; ".join(f"{one['first']} and {one['second']} at {place(one)}" for one in others)
+        said.append(f"The seeds' spread hides any difference in CEV between {pairs}.")
+    return said
+
+
+def place(one: Row) -> str:
+    return "sparsity 0" if one["pruning"] == "dense" else f"{one['pruning']} {one['sparsity']:g}"
+
+
+def name_of(line: Row) -> str:
+    origin = "dense" if line["pruning"] == "dense" else f"{line['pruning']} {line['sparsity_asked']:g}"
+    return f"{origin} + {line['recovery']}" if line["recovery"] != "none" else f"{origin} without recovery"
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """Three significant digits at least; thousands grouped; a dash where there is no value."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def plus_minus(line: Row, name: str, digits: int | None = None) -> str:
+    spread = line[f"{name}_spread"]
+    text = number(line[name], digits)
+    return text if spread is None or line[name] is None else f"{text} ± {number(spread, digits)}"
+
+
+def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the result table, the floor last."""
+    header = ["network", "pruning", "sparsity", "MACs", "recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
+    body = []
+    for line in summary["lines"]:
+        reached = "0" if line["pruning"] == "dense" else f"{line['sparsity_reached']:.3f}"
+        excess = "" if line["cev_excess"] is None else f"{number(line['cev_excess'])}{' *' if line['cev_clear'] else ''}"
+        body.append(
+            [
+                line["network"],
+                line["pruning"],
+                reached,
+                f"{100 * line['macs_ratio']:.0f} %",
+                line["recovery"],
+                plus_minus(line, "accuracy", 4),
+                plus_minus(line, "cev"),
+                plus_minus(line, "sde"),
+                plus_minus(line, "cka", 3),
+                excess,
+            ]
+        )
+    floor = summary["floor"]
+    if floor["cev"]:
+        cells = [f"{number(floor[name]['mean'])} ({number(floor[name]['high'])})" for name in ("cev", "sde")]
+        cka = plus_minus({"cka": floor["cka"]["mean"], "cka_spread": floor["cka"]["spread"]}, "cka", 3)
+        body.append(["", "floor: dense against dense", "0", "", "mean (97.5 %)", "", *cells, cka, ""])
+    return header, body
+
+
+def terminal_table(summary: Row) -> Table:
+    header, body = table_rows(summary)
+    seeds = summary["lines"][0]["seeds"]
+    spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
+    table = Table(
+        title=f"{summary['study']}: {summary['dataset']}, {seeds} seed{'s' * (seeds > 1)}, {spread}",
+        caption="* every network lies above the floor's 97.5 % quantile",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for column in header:
+        table.add_column(column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True)
+    for number_, cells in enumerate(body):
+        last = number_ == len(body) - 1
+        ends = not last and (cells[1], cells[2]) != (body[number_ + 1][1], body[number_ + 1][2])
+        table.add_row(*cells, end_section=ends)
+    return table
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
+
+
+def figures(folder: Path, summary: Row, runs: list[Row], per_class: list[Row]) -> None:
+    """bias.png (measures over sparsity, with the floor), classes.png (change of recall), similarity.png (CKA and CEV)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    style = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.25,
+        "figure.dpi": 150,
+    }
+    with matplotlib.rc_context(style):
+        for name, draw in (("bias", _bias_figure), ("similarity", _similarity_figure)):
+            draw(pyplot, summary, runs).savefig(folder / f"{name}.png", bbox_inches="tight")
+        _class_figure(pyplot, summary, per_class).savefig(folder / "classes.png", bbox_inches="tight")
+        pyplot.close("all")
+
+
+def _colours(runs: list[Row]) -> dict[str, str]:
+    names = dict.fromkeys(run["recovery"] for run in runs)
+    return {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
+
+
+def _bias_figure(pyplot, summary: Row, runs: list[Row]):
+    prunings = [name for name in dict.fromkeys(run["pruning"] for run in runs) if name != "dense"] or ["dense"]
+    measures = (("cev", "CEV (%²)", "log"), ("sde", "SDE (%)", "log"), ("accuracy", "accuracy", "linear"))
+    figure, axes = pyplot.subplots(
+        len(measures), len(prunings), figsize=(4.2 * len(prunings) + 1, 7.5), squeeze=False, sharex="col", sharey="row"
+    )
+    colours = _colours(runs)
+    for row, (measure, title, scale) in enumerate(measures):
+        for column, pruning in enumerate(prunings):
+            panel = axes[row][column]
+            if row == 0:
+                panel.set_title(pruning)
+            if row == len(measures) - 1:
+                panel.set_xlabel("sparsity reached")
+            if column == 0:
+                panel.set_ylabel(title)
+            floor = summary["floor"].get(measure)
+            if floor:
+                panel.axhspan(floor["low"], floor["high"], color="#888888", alpha=0.18, lw=0, label="floor: dense pairs")
+                panel.axhline(floor["mean"], color="#888888", lw=1, ls=":")
+            for recovery, colour in colours.items():
+                points = [
+                    (run["sparsity_reached"], run[measure], run["sparsity_asked"])
+                    for run in runs
+                    if run["recovery"] == recovery
+                    and run["pruning"] in (pruning, "dense")
+                    and run[measure] is not None
+                    and (run[measure] > 0 or scale == "linear")
+                ]
+                if not points:
+                    continue
+                panel.scatter(*zip(*[point[:2] for point in points], strict=True), s=12, color=colour, alpha=0.6, lw=0)
+                asked = sorted({point[2] for point in points})
+                means = [np.mean([p[:2] for p in points if p[2] == level], axis=0) for level in asked]
+                panel.plot(*zip(*means, strict=True), color=colour, lw=1.4, label=recovery)
+            panel.set_yscale(scale)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03))
+    figure.suptitle("Induced bias over sparsity: a point per seed, lines join the means")
+    figure.tight_layout()
+    return figure
+
+
+def _similarity_figure(pyplot, summary: Row, runs: list[Row]):
+    figure, panel = pyplot.subplots(figsize=(6, 4))
+    colours, markers = _colours(runs), "osD^vP*X"
+    prunings = list(dict.fromkeys(run["pruning"] for run in runs if run["cev"]))
+    for run in runs:
+        if run["cev"] and run["cka"] is not None:
+            marker = markers[prunings.index(run["pruning"]) % len(markers)]
+            panel.scatter(run["cka"], run["cev"], color=colours[run["recovery"]], marker=marker, s=26, alpha=0.75, lw=0)
+    for name, colour in colours.items():
+        panel.scatter([], [], color=colour, label=name)
+    for position, name in enumerate(prunings):
+        panel.scatter([], [], color="#555555", marker=markers[position % len(markers)], label=name)
+    if summary["floor"]["cev"]:
+        panel.axhline(summary["floor"]["cev"]["mean"], color="#888888", lw=1, ls=":", label="floor (mean)")
+    panel.set_yscale("log")
+    panel.set_xlabel("linear CKA to the dense parent, mean of block ends")
+    panel.set_ylabel("CEV (%²)")
+    panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _class_figure(pyplot, summary: Row, per_class: list[Row]):
+    cells: dict[str, dict[str, float]] = {}
+    for row in per_class:
+        line = {key: row[key] for key in ("pruning", "sparsity_asked", "recovery")}
+        cells.setdefault(name_of(line), {})[str(row["class"])] = 100 * (row["fnr_reference"] - row["fnr"])
+    names, classes = list(cells), list(next(iter(cells.values())))
+    values = np.array([[cells[name].get(label, np.nan) for label in classes] for name in names])
+    limit = float(np.nanpercentile(np.abs(values), 98)) or 1.0
+    figure, panel = pyplot.subplots(figsize=(min(16, 3.5 + 0.45 * len(classes)), 1.2 + 0.26 * len(names)))
+    image = panel.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    panel.grid(False)
+    panel.set_yticks(range(len(names)), names)
+    step = max(1, len(classes) // 40)
+    panel.set_xticks(range(0, len(classes), step), classes[::step], rotation=90 if len(max(classes, key=len)) > 2 else 0)
+    panel.set_xlabel("class")
+    figure.colorbar(image, label="change of recall (percentage points)")
+    panel.set_title("What happened to each class (mean over seeds)")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------- page, TensorBoard
+
+PAGE_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #b33; }
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+.lead { color: #888; margin-top: .2rem; } .said { border-left: 4px solid #4269d0; padding: .2rem 0 .2rem 1rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:nth-child(-n+2), td:nth-child(-n+2), th:nth-child(5), td:nth-child(5) { text-align: left; }
+tr.floor { background: var(--soft); font-style: italic; } img { max-width: 100%; background: #fff; }
+pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: 12.5px; }
+"""
+
+
+def page(summary: Row, correlation: list[Row], configuration: str) -> str:
+    """One HTML page beside the figures; nothing is fetched from elsewhere."""
+    escape = html.escape
+    header, body = table_rows(summary)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = "".join(
+        f"<tr{' class=floor' if cells[1].startswith('floor') else ''}>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for cells in body
+    )
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in summary["sentences"])
+    along = [row for row in correlation if row["layer"] in ("mean of blocks", "embedding")]
+    along_lines = "".join(
+        f"<tr><td>CKA, {escape(row['layer'])}</td><td>{escape(row['measure'].upper())}</td>"
+        f"<td>{escape(row['statistic'])}</td><td>{float(row['value']):.2f}</td>"
+        f"<td>{float(row['low']):.2f} to {float(row['high']):.2f}</td><td>{row['n']}</td></tr>"
+        for row in along
+    )
+    seeds = summary["lines"][0]["seeds"]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(summary["study"])}</title><style>{PAGE_STYLE}</style></head><body>
+<h1>{escape(summary["study"])}</h1>
+<p class="lead">{escape(summary["dataset"])}, {summary["classes"]} classes, {summary["examples"]:,} test examples,
+{escape(summary["lines"][0]["network"])}, {seeds} seed{"s" * (seeds > 1)}</p>
+<div class="said">{said}</div>
+<h2>Networks</h2>
+<div class="scroll"><table><tr>{head}</tr>{lines}</table></div>
+<p>Mean ± standard deviation over seeds. <b>CEV</b>: how unevenly the classes' error rates changed, in percent squared.
+<b>SDE</b>: how far false positives and false negatives moved apart, in percent. Both compare a network with its own
+dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks a
+CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of the feature maps to the dense parent's.</p>
+<h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
+<h2>Classes</h2><img src="classes.png" alt="change of recall per class">
+<h2>Does similarity go along with bias?</h2><img src="similarity.png" alt="CKA against CEV">
+<div class="scroll"><table><tr><th>similarity</th><th>measure</th><th>statistic</th><th>value</th><th>95 % interval</th>
+<th>networks</th></tr>{along_lines}</table></div>
+<p>Over all networks of the study; sparsity drives both, so a high value alone does not show that one causes the other.</p>
+<h2>Files</h2><p>runs.csv (one line per network), measures.csv (every measure with interval and floor), per_class.csv,
+correlation.csv, summary.json, config.yaml.</p>
+<h2>Configuration</h2><pre>{escape(configuration)}</pre>
+</body></html>
+"""
+
+
+def tensorboard(folder: Path, runs: list[Row]) -> None:
+    """Events with readable run names: ``magnitude 0.9/kd/seed0``; the curves of training and the final measures."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for run in runs:
+        origin = "dense" if run["pruning"] == "dense" else f"{run['pruning']} {run['sparsity_asked']:g}"
+        with SummaryWriter(str(folder / origin / run["recovery"] / f"seed{run['seed']}")) as writer:
+            for record in run["history"]:
+                for name, value in record.items():
+                    if name != "epoch":
+                        writer.add_scalar(f"training/{name}", value, int(record["epoch"]))
+            for name in ("accuracy", "cev", "sde", "cka", "sparsity_reached"):
+                if run[name] is not None:
+                    writer.add_scalar(f"result/{name}", run[name], 0)
