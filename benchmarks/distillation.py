@@ -1,10 +1,10 @@
 """What a step of distillation costs over a step of cross-entropy, networks equal, in the same run.
 
-    python benchmarks/distillation.py [--network resnet20] [--steps 30] [--rounds 15] [--threads 1] [--losses]
+    python benchmarks/distillation.py [--network resnet20] [--rounds 40] [--steps 1] [--threads 1] [--losses]
 
-Random images, 32 x 32 colour, batch 128, float32, channels_last, SGD with momentum. The arms take turns, a few steps each
-round, in a new random order every round, so that a machine that slows down slows all of them; a ratio is taken within a
-round, and the median over the rounds is shown with its quartiles. ``--losses`` adds every loss of the registry.
+Random images, 32 x 32 colour, batch 128, float32, channels_last, SGD with momentum. The arms take turns, one step each
+round, in a new random order every round, so that a machine that slows down slows all of them; a ratio is taken within
+a round, and the median over the rounds is shown with its quartiles. ``--losses`` adds every loss of the registry.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import torch
 
 from pipeline.data import Batch
 from pipeline.distillation import LOSSES, LogitsCache, Objective, Teacher, TrainingSet, parse_losses
+from pipeline.executors import prepare_process
 from pipeline.folding import fold_batchnorm
 from pipeline.models import Observer, Outputs, build, find_blocks
 
 SHAPE, CLASSES, BATCH, EXAMPLES = (3, 32, 32), 100, 128, 1280
+WARM_UP = 3  # rounds
 
 
 class PlainTeacher:
@@ -88,14 +90,17 @@ def compare(arms: list[Arm], *, rounds: int, steps: int) -> dict[str, np.ndarray
     """Seconds per step, [rounds], of each arm."""
     seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
     batches = [make_batch(number) for number in range(EXAMPLES // BATCH)]
+    for arm in arms:
+        for batch in batches if any(getattr(teacher, "cache", None) for teacher in arm.objective.teachers) else []:
+            arm.step(batch)  # fills the cache
     order = random.Random(0)
-    for turn in range(rounds + 1):  # the first round warms up
+    for turn in range(rounds + WARM_UP):
         order.shuffle(arms)
         for arm in arms:
             started = time.perf_counter()
-            for number in range(steps):
+            for number in range(turn * steps, (turn + 1) * steps):
                 arm.step(batches[number % len(batches)])
-            if turn:
+            if turn >= WARM_UP:
                 seconds[arm.name].append((time.perf_counter() - started) / steps)
     return {name: np.array(values) for name, values in seconds.items()}
 
@@ -103,13 +108,12 @@ def compare(arms: list[Arm], *, rounds: int, steps: int) -> dict[str, np.ndarray
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--steps", type=int, default=10, help="steps of one arm in one round")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=1, help="steps of one arm in one round")
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--losses", action="store_true", help="every loss of the registry too")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
+    prepare_process(options.threads)
     network = options.network
     with tempfile.TemporaryDirectory() as folder:
         cache = LogitsCache(Path(folder) / "logits.npy", draws=1, examples=EXAMPLES, classes=CLASSES)
@@ -124,10 +128,9 @@ def main() -> None:
             others = [name for name in LOSSES if name not in ("ce", "kd")]
             arms += [Arm(name, network, name, [Teacher(make_teacher(network))]) for name in others]
         seconds = compare(arms, rounds=options.rounds, steps=options.steps)
-    print(f"{platform.processor() or platform.machine()}, {options.threads} thread(s), torch {torch.__version__}")
-    print(
-        f"{network}, batch {BATCH}, {CLASSES} classes: a step over a step of ce ({1e3 * np.median(seconds['ce']):.1f} ms)"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {options.threads} thread(s), torch {torch.__version__}; {network}, {options.rounds} rounds")
+    print(f"time of a step over that of ce ({1e3 * np.median(seconds['ce']):.1f} ms): median (quartiles)")
     for name, values in seconds.items():
         low, middle, high = np.quantile(values / seconds["ce"], [0.25, 0.5, 0.75])
         print(f"  {name:36s} {middle:6.3f}   ({low:.3f} to {high:.3f})")
