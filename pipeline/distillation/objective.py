@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet, widen
 from pipeline.models import Outputs
 from pipeline.registry import UserError
 
@@ -45,7 +45,8 @@ class Objective(nn.Module):
         teacher_calls: int64 [teachers], how often each teacher was asked in training.
 
     Raises:
-        UserError: no loss, a loss that needs a teacher without one, a window or an ensemble that does not exist.
+        UserError: no loss, a loss that needs a teacher without one, a window or an ensemble that does not exist, or
+            a loss that reads features of a teacher with cached logits.
     """
 
     def __init__(
@@ -95,11 +96,11 @@ class Objective(nn.Module):
             training: labels of the whole training split and the number of classes.
 
         Raises:
-            UserError: a teacher with another number of classes than the student, or outputs that a loss cannot align.
+            UserError: a teacher with another number of classes than the student, one that cannot read the images, or
+                outputs that a loss cannot align.
         """
         device = student.logits.device
-        with torch.no_grad():
-            shown = [teacher(batch) for teacher in self.teachers]
+        shown = [self._first_answer(index, batch) for index in range(len(self.teachers))]
         for index, teacher in enumerate(shown):
             theirs, ours = teacher.logits.shape[1], student.logits.shape[1]
             if theirs != ours:
@@ -112,7 +113,12 @@ class Objective(nn.Module):
                 parts = [loss.adapters(student, teacher, training) for teacher in teachers]
                 if any(part is not None for part in parts):
                     self.adapters[loss.name] = nn.ModuleList(parts)
-        self.to(device)
+        self.to(device, widen(student.logits).dtype)
+        # What cannot be computed shows now and not hours later; without gradients nothing is remembered.
+        with torch.no_grad(), self._randomness(device, "trial"):
+            for loss in self.losses:
+                for index, teacher in enumerate(shown if loss.needs_teacher else [None]):
+                    loss(student, teacher, batch, self._adapter(loss, index))
         self._watch()
 
     def forward(self, student: Outputs, batch: Labelled, *, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -197,6 +203,17 @@ class Objective(nn.Module):
             for watch in self._watches:
                 watch.remove()
             self._watches.clear()
+
+    def _first_answer(self, index: int, batch: Labelled) -> Outputs:
+        try:
+            with torch.no_grad():
+                return self.teachers[index](batch)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"teachers[{index}]: cannot read images of shape {list(batch.images.shape[1:])} ({reason}); "
+                "take one that was trained on the same data"
+            ) from error
 
     def _adapter(self, loss: Loss, teacher: int) -> nn.Module | None:
         return self.adapters[loss.name][teacher] if loss.name in self.adapters else None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.distillation.loss import Labelled
-from pipeline.models import Outputs
+from pipeline.models import Observer, Outputs
 from pipeline.registry import UserError
 
 
@@ -61,8 +60,8 @@ class Teacher:
     """A network that answers batches with ``Outputs``: in eval mode, without gradients, in channels_last.
 
     Args:
-        network: images -> ``Outputs``, such as ``pipeline.models.Observer`` over a network with folded BatchNorm. It is
-            taken over: frozen, set to eval mode and reordered in memory.
+        observer: over a network, best one with folded BatchNorm (``pipeline.folding``). The network is taken over:
+            frozen, set to eval mode and reordered in memory.
         cache: answers from here where it can, which leaves logits only; the batch must then have ``draw: int``.
 
     Attributes:
@@ -70,10 +69,9 @@ class Teacher:
         runs: how often the network ran.
     """
 
-    def __init__(self, network: Callable[[Tensor], Outputs], *, cache: LogitsCache | None = None) -> None:
-        if isinstance(network, nn.Module):
-            network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-        self.network = network
+    def __init__(self, observer: Observer, *, cache: LogitsCache | None = None) -> None:
+        observer.network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.observer = observer
         self.cache = cache
         self.logits_only = cache is not None
         self.runs = 0
@@ -91,4 +89,4 @@ class Teacher:
 
     def _run(self, images: Tensor) -> Outputs:
         self.runs += 1
-        return self.network(images.contiguous(memory_format=torch.channels_last))
+        return self.observer(images.contiguous(memory_format=torch.channels_last))
