@@ -270,6 +270,23 @@ def _torchvision_network(name: str, channels: int, height: int, classes: int) ->
     return network
 
 
+def training_format(network: nn.Module) -> torch.memory_format:
+    """The memory format to train in: channels_last, which is faster, wherever it is safe.
+
+    It is not for a strided 1x1 convolution of fewer than 16 input channels, as physical pruning leaves them: there
+    oneDNN's gradient of the weights writes beyond its buffer (uxlfoundation/oneDNN issue 6035: wrong numbers or a crash).
+    """
+    for module in network.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and max(module.stride) > 1
+            and module.in_channels // module.groups < 16
+        ):
+            return torch.contiguous_format
+    return torch.channels_last
+
+
 # ---------------------------------------------------------------------------------------------- observation
 
 

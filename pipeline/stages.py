@@ -132,8 +132,9 @@ class Prune(Stage):
         rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
         batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
         batch = next(batches.in_order())
+        images = batch.images.contiguous()  # criteria differentiate: see models.training_format
         pruned = pruning.prune(
-            stored.network, self.method, self.sparsity, images=batch.images, labels=batch.labels, seed=self.seed
+            stored.network, self.method, self.sparsity, images=images, labels=batch.labels, seed=self.seed
         )
         info = models.with_removed(stored.info, pruned.removed)
         models.save(folder, pruned.network, info, pruned.masks)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.data import Augmentation, Batch, Batches
-from pipeline.models import NetworkInfo, Observer, Outputs
+from pipeline.models import NetworkInfo, Observer, Outputs, training_format
 from pipeline.registry import UserError
 
 
@@ -130,7 +130,8 @@ def fit(
         UserError: the loss is no longer finite.
     """
     device = train.device
-    network.to(device, memory_format=torch.channels_last).train()
+    memory_format = training_format(network)
+    network.to(device, memory_format=memory_format).train()
     observer = Observer(network, info.blocks, info.classifier)
     objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
     forward = torch.compile(observer) if options.compile else observer
@@ -155,7 +156,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast:
-                total, terms = objective(forward(batch.images), batch, step=step, steps=steps)
+                images = batch.images.contiguous(memory_format=memory_format)  # no copy where they agree
+                total, terms = objective(forward(images), batch, step=step, steps=steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()

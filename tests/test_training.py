@@ -145,3 +145,13 @@ def test_learning_rates():
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Fit(**options)
+
+
+def test_narrow_strided_shortcuts_train_in_a_safe_memory_format(splits):
+    """oneDNN issue 6035 corrupts memory there, so physically pruned networks must not meet it."""
+    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
+    assert models.training_format(network) == torch.channels_last
+    method = pruning.METHODS.build("channels", "test")
+    narrow = pruning.prune(network, method, 0.9, images=torch.zeros(2, 3, 16, 16)).network
+    assert narrow.stage2[0].shortcut[0].in_channels < 16
+    assert models.training_format(narrow) == torch.contiguous_format
