@@ -132,7 +132,7 @@ class Prune(Stage):
         rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
         batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
         batch = next(batches.in_order())
-        images = batch.images.contiguous()  # criteria differentiate: see models.training_format
+        images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
         pruned = pruning.prune(
             stored.network, self.method, self.sparsity, images=images, labels=batch.labels, seed=self.seed
         )

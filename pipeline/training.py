@@ -132,6 +132,11 @@ def fit(
     device = train.device
     memory_format = training_format(network)
     network.to(device, memory_format=memory_format).train()
+
+    def arrange(images: Tensor) -> Tensor:
+        # contiguous() would leave a one-channel image as it is, and with its strides the format of all that follows.
+        return images if memory_format == torch.channels_last else images.clone(memory_format=memory_format)
+
     observer = Observer(network, info.blocks, info.classifier)
     objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
     forward = torch.compile(observer) if options.compile else observer
@@ -156,8 +161,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast:
-                images = batch.images.contiguous(memory_format=memory_format)  # no copy where they agree
-                total, terms = objective(forward(images), batch, step=step, steps=steps)
+                total, terms = objective(forward(arrange(batch.images)), batch, step=step, steps=steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
