@@ -4,7 +4,8 @@
 
 Random images, 32 x 32 colour, batch 128, float32, channels_last, SGD with momentum. The arms take turns, one step each
 round, in a new random order every round, so that a machine that slows down slows all of them; a ratio is taken within
-a round, and the median over the rounds is shown with its quartiles. ``--losses`` adds every loss of the registry.
+a round, and the median over the rounds is shown with its quartiles: of the time on the clock, and of the processor's
+time, which other people's programs disturb less. ``--losses`` adds every loss of the registry.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def make_teacher(network: str, *, folded: bool = True) -> Observer:
 
 
 def compare(arms: list[Arm], *, rounds: int, steps: int) -> dict[str, np.ndarray]:
-    """Seconds per step, [rounds], of each arm."""
-    seconds: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    """Seconds per step of each arm, [rounds, 2]: on the clock and of the processor."""
+    seconds: dict[str, list[list[float]]] = {arm.name: [] for arm in arms}
     batches = [make_batch(number) for number in range(EXAMPLES // BATCH)]
     for arm in arms:
         for batch in batches if any(getattr(teacher, "cache", None) for teacher in arm.objective.teachers) else []:
@@ -97,11 +98,12 @@ def compare(arms: list[Arm], *, rounds: int, steps: int) -> dict[str, np.ndarray
     for turn in range(rounds + WARM_UP):
         order.shuffle(arms)
         for arm in arms:
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             for number in range(turn * steps, (turn + 1) * steps):
                 arm.step(batches[number % len(batches)])
             if turn >= WARM_UP:
-                seconds[arm.name].append((time.perf_counter() - started) / steps)
+                ended = time.perf_counter(), time.process_time()
+                seconds[arm.name].append([(end - start) / steps for start, end in zip(started, ended, strict=True)])
     return {name: np.array(values) for name, values in seconds.items()}
 
 
@@ -130,10 +132,12 @@ def main() -> None:
         seconds = compare(arms, rounds=options.rounds, steps=options.steps)
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {options.threads} thread(s), torch {torch.__version__}; {network}, {options.rounds} rounds")
-    print(f"time of a step over that of ce ({1e3 * np.median(seconds['ce']):.1f} ms): median (quartiles)")
+    clock, processor = 1e3 * np.median(seconds["ce"], 0)
+    print(f"time of a step over that of ce ({clock:.1f} ms; {processor:.1f} ms of the processor): median (quartiles)")
     for name, values in seconds.items():
-        low, middle, high = np.quantile(values / seconds["ce"], [0.25, 0.5, 0.75])
-        print(f"  {name:36s} {middle:6.3f}   ({low:.3f} to {high:.3f})")
+        quartiles = np.quantile(values / seconds["ce"], [0.25, 0.5, 0.75], axis=0).T
+        shown = [f"{middle:6.3f} ({low:.3f} to {high:.3f})" for low, middle, high in quartiles]
+        print(f"  {name:36s} {shown[0]}   processor {shown[1]}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pipeline.distillation import (
     format_losses,
     parse_losses,
 )
+from pipeline.distillation.align import aligned, as_map, paired
 from pipeline.models import Observer, Outputs
 from pipeline.registry import UserError
 
@@ -620,6 +621,76 @@ def test_nothing_is_remembered_without_gradients(name):
     if adapters is not None:
         for key, tensor in before.state_dict().items():
             assert torch.equal(tensor, adapters.state_dict()[key]), f"{key} changed although nothing is trained"
+
+
+# Memory banks, factors and alignment. --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("positives", "noise"), [("exact", "exact"), ("relaxed", "relaxed")])
+def test_contrast_draws_what_is_allowed_and_all_of_it_alike(positives, noise):
+    training = make_training()
+    loss = LOSSES.build({"name": "crd", "positives": positives, "noise": noise}, "test")
+    bank = loss.adapters(make_outputs("narrow", 1), make_outputs("wide", 2), training)
+    batch = make_batch(training)
+    picks = bank.draw(batch, 20_000, same_class_positive=positives == "relaxed", other_classes=noise == "exact")
+    for row, label, example in zip(picks, batch.labels, batch.ids, strict=True):
+        allowed = (training.labels != label) if noise == "exact" else torch.ones(EXAMPLES, dtype=torch.bool)
+        counts = torch.bincount(row[1:], minlength=EXAMPLES)
+        expected = allowed * 20_000 / allowed.sum()
+        # Six standard deviations of a count, for each of 8 x 40 of them.
+        assert ((counts - expected).abs() <= 6 * expected.sqrt()).all()
+        assert training.labels[row[0]] == label if positives == "relaxed" else row[0] == example
+
+
+def test_memory_bank_moves_as_torchdistills_does():
+    """Two steps: the rows move by the momentum, the constants Z stay those of the first batch."""
+    peer = pytest.importorskip("torchdistill.losses.mid_level", reason="needs the extra 'test' (torchdistill)")
+    teacher, training = make_outputs("wide", 2), make_training()
+    loss = LOSSES.build({"name": "crd", "momentum": 0.9, "negatives": 15}, "test")
+    torch.manual_seed(3)
+    bank = loss.adapters(make_outputs("narrow", 1), teacher, training).double()
+    theirs = peer.CRDLoss("n", "empty", "n", loss.width, EXAMPLES, 15, EXAMPLES, momentum=0.9).double()
+    theirs.memory_v1.copy_(bank.student_memory)
+    theirs.memory_v2.copy_(bank.teacher_memory)
+    theirs.params[1], theirs.params[4] = loss.temperature, loss.momentum
+    for step in range(3):
+        student, batch = make_outputs("narrow", 5 + step), make_batch(training, seed=step)
+        torch.manual_seed(4)
+        picks = bank.draw(batch, 15, same_class_positive=False, other_classes=True)
+        drawn = {"empty": {"input": {"pos_idx": batch.ids, "contrast_idx": picks}}}
+        ours = io(n=F.normalize(bank.student_projection(student.embedding))) | drawn
+        expected = theirs(ours, io(n=F.normalize(bank.teacher_projection(teacher.embedding))))
+        torch.manual_seed(4)
+        assert loss(student, teacher, batch, bank).item() == pytest.approx(expected.item(), rel=1e-5)
+        torch.testing.assert_close(bank.student_memory, theirs.memory_v1)
+        torch.testing.assert_close(bank.teacher_memory, theirs.memory_v2)
+
+
+def test_factors_of_the_teacher_learn_from_reconstruction_alone():
+    gradients = []
+    for scale in (1.0, 5.0):  # another student: another transfer term, the same reconstruction
+        student, teacher = make_outputs("narrow", 1), make_outputs("wide", 2)
+        student.blocks[-1] = student.blocks[-1] * scale + torch.roll(student.blocks[-1], 1, 0)
+        value, _, _, _, adapters = evaluate("ft", student, teacher)
+        value.backward()
+        gradients.append([parameter.grad for parameter in adapters["encoder"].parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def test_blocks_meet_at_the_same_depth_and_tokens_become_maps():
+    shallow, deep = make_outputs("narrow", 1), make_outputs("deep", 2)
+    places = {block.data_ptr(): index for index, block in enumerate(deep.blocks)}
+    chosen = [places[ours.data_ptr()] for ours, _ in paired(deep, shallow)]
+    assert chosen == [0, 2, 4]
+    tokens = torch.arange(2 * 17 * 3.0).reshape(2, 17, 3)
+    grid = as_map(tokens)
+    assert grid.shape == (2, 3, 4, 4)
+    assert torch.equal(grid[1, 2, 3, 0], tokens[1, 1 + 12, 2]), "the class token leads and is left out"
+    assert torch.equal(as_map(tokens[:, :16])[1, 2, 3, 0], tokens[1, 12, 2])
+    assert as_map(tokens[:, :7]).shape == (2, 3, 7, 1) and as_map(tokens[:, 0]).shape == (2, 3, 1, 1)
+    line, square = (Outputs(tokens[:, 0], [block], tokens[:, 0]) for block in (tokens[:, :7], tokens))
+    with pytest.raises(UserError, match="7 x 1 and 4 x 4 positions cannot be aligned"):
+        aligned(line, square)
 
 
 # Expressions. --------------------------------------------------------------------------------------------------------

@@ -339,11 +339,11 @@ def corrected_interval(
     """An interval for the CEV or SDE that an endless test set would give.
 
     Resampling errors adds their noise a second time, so the bootstrap intervals of CEV and SDE lie above the truth (the
-    percentile interval hardly ever covers it at 100 examples a class). This interval is the corrected value plus and
-    minus a t quantile times a jackknife standard error over examples, the error itself growing with the value (a score
-    interval); over trials (``both``) the variance of their mean
-    is added, with Satterthwaite's degrees of freedom. For SDE it is made for the mean square and brought back by a
-    root. It need not contain the plain CEV or SDE, which noise inflates; it does not go below 0.
+    percentile interval hardly ever covers it at 100 examples a class). The interval of CEV is a score interval around
+    the corrected value, with a t quantile and a jackknife standard error over examples; over trials (``both``) the
+    variance of their mean is added, with Satterthwaite's degrees of freedom. The interval of SDE is a symmetric one for
+    the corrected mean square, brought back by a root. They need not contain the plain CEV or SDE, which noise inflates,
+    and do not go below 0. Where noise hides the effect they cover more than they promise.
 
     Args:
         pairs: the trials.
@@ -380,19 +380,16 @@ def corrected_interval(
     variance = (examples if unit != "seeds" else 0) + seeds
     quantile = stdtrit(freedom, (1 + level) / 2)
     note = "for the value without sampling noise"
-    if signs is not None:
-        reach = quantile * np.sqrt(variance)
-        return Interval(float(estimate - reach), float(estimate + reach), level, "corrected", unit, 0, note)
-    plain = Table(pairs, [MEASURES["sde" if squared else "cev"]()])
-    value = plain.point()[0]["sde" if squared else "cev"]
+    reach = quantile * np.sqrt(variance)
+    low, high = float(estimate - reach), float(estimate + reach)
     if squared:
+        plain = Table(pairs, [MEASURES["sde"]()])
         sums = plain.sums(plain.multiplicity[:, None].astype(np.float64))[:-1]
-        shapes = np.array([distance_shape(each)[0] for each in sums])
-        value = 2 * (value / shapes) ** 2
-    observed = float(value.mean())
-    low, high = _score_interval(estimate, observed, quantile**2 * variance)
-    if squared:
-        low, high = (float(shapes.mean() * np.sqrt(end / 2)) for end in (low, high))
+        shape = np.mean([distance_shape(each)[0] for each in sums])
+        low, high = (float(shape * np.sqrt(max(end, 0) / 2)) for end in (low, high))
+    elif signs is None:
+        observed = float(Table(pairs, [MEASURES["cev"]()]).point()[0]["cev"].mean())
+        low, high = _score_interval(estimate, observed, reach**2)
     return Interval(low, high, level, "corrected", unit, 0, note)
 
 
