@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
-from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError
@@ -24,6 +24,7 @@ from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
 PRUNING_EXAMPLES = 256
+TEACHER_TOLERANCE = 0.02  # in validation accuracy: another device moves an example or two, damage moves more
 
 
 @lru_cache(maxsize=2)
@@ -68,9 +69,10 @@ def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pr
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A CSV with one column per key of the first row."""
+    """A CSV with one column per key that any row has; a row that lacks it leaves its place empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["empty"]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -182,12 +184,9 @@ class Recover(Stage):
             )
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
-            for stage in self.teachers or (self.dense,):
-                teacher = load_network(context.open(stage))
-                example = torch.zeros(2, *teacher.info.input_shape)
-                folded = fold_batchnorm(teacher.network, example).to(context.device)
-                observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
-                teachers.append(distillation.Teacher(observer))
+            teachers = [
+                load_teacher(context, stage, stored.info, splits.validation) for stage in self.teachers or (self.dense,)
+            ]
         _fit(
             self,
             folder,
@@ -205,6 +204,41 @@ class Recover(Stage):
         if isinstance(self.network, Prune):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+
+
+def load_teacher(context: Context, stage: Train, student: NetworkInfo, validation: Split) -> distillation.Teacher:
+    """A finished dense network, ready to teach.
+
+    Raises:
+        UserError: it has other classes or reads other images than the student, or does not repeat, within
+            ``TEACHER_TOLERANCE``, the validation accuracy that its own training recorded.
+    """
+    folder = context.open(stage)
+    stored = load_network(folder)
+    title = f"teachers: '{stage.label()}'"
+    for what, theirs, ours in (
+        ("classes", stored.info.classes, student.classes),
+        ("input shape", stored.info.input_shape, student.input_shape),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{title} has the {what} {_brief(theirs)}, the student {_brief(ours)}; "
+                "take one that was trained on the same data"
+            )
+    network = fold_batchnorm(stored.network, torch.zeros(2, *stored.info.input_shape)).to(context.device)
+    batches = Batches(validation, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
+    found = training.evaluate(network, batches)
+    recorded = float(read_rows(folder / "history.csv")[-1]["validation_accuracy"])
+    if abs(found - recorded) > TEACHER_TOLERANCE:
+        raise UserError(
+            f"{title} is right on {found:.1%} of the validation images, {recorded:.1%} when it was trained; "
+            f"delete {folder} to train it again, or take one that was trained on the same data"
+        )
+    return distillation.Teacher(Observer(network, stored.info.blocks, stored.info.classifier))
+
+
+def _brief(values: tuple) -> str:
+    return f"{', '.join(map(str, values[:4]))}{', ...' if len(values) > 4 else ''} ({len(values)})"
 
 
 def _fit(
@@ -431,7 +465,8 @@ class Report(Stage):
             "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
             "folder": str(folder.relative_to(context.store.root)),
             "history": [
-                {key: float(value) for key, value in row.items()} for row in read_rows(folder / "history.csv")
+                {key: float(value) for key, value in row.items() if value}  # a term outside its window has none
+                for row in read_rows(folder / "history.csv")
             ]
             if (folder / "history.csv").exists()
             else [],
