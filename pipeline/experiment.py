@@ -29,7 +29,8 @@ SECTIONS = {
     "recover": "how pruned networks are trained further (fields of training.Fit)",
     "sparsities": "shares of the prunable weights to remove, in [0, 1)",
     "prunings": "pruning methods: names, or mappings of name and options",
-    "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, title, fit",
+    "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
+    "from_scratch, cache_logits, title, fit",
     "resamples": "bootstrap resamples behind each interval",
     "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
@@ -78,6 +79,8 @@ class Recovery:
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Teaching, ...] = ()
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -293,6 +296,8 @@ class _RecoveryOptions:
     window: tuple[float, float] = (0.0, 1.0)
     teachers: Any = None
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = False
     fit: Any = None
 
 
@@ -316,14 +321,21 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, distillation.ENSEMBLES)}")
     losses = () if expression is None else distillation.parse_losses(expression, f"{where}.losses")
     if not any(loss.needs_teacher for loss in losses):
-        for option in ("window", "teachers", "ensemble"):
+        for option in ("window", "teachers", "ensemble", "cache_logits"):
             if getattr(chosen, option) != getattr(_RecoveryOptions(), option):
                 raise UserError(f"{where}.{option}: no loss here asks a teacher; drop it, or add a loss such as kd")
+    features = [loss.name for loss in losses if loss.needs_features]
+    if chosen.cache_logits and features:
+        raise UserError(f"{where}.cache_logits: '{features[0]}' reads features, which are not kept; set it to false")
+    if chosen.from_scratch and not losses:
+        raise UserError(f"{where}.from_scratch: nothing is trained here; drop it, or give losses such as finetune")
     teachers = _teachers(chosen.teachers, content, f"{where}.teachers")
     if chosen.ensemble != "average" and sum(len(one.seeds) or 1 for one in teachers) < 2:
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
     title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
-    return Recovery(title, losses, fit, (start, end), teachers, chosen.ensemble)
+    return Recovery(
+        title, losses, fit, (start, end), teachers, chosen.ensemble, chosen.from_scratch, chosen.cache_logits
+    )
 
 
 def _changed_fit(shared: Mapping[str, Any], changes: Any, where: str) -> Fit:
@@ -434,6 +446,8 @@ def plan(study: Study, data_root: Path) -> Plan:
                     recovery.window,
                     _teacher_stages(network.dense, recovery),
                     recovery.ensemble,
+                    recovery.from_scratch,
+                    recovery.cache_logits,
                     title=recovery.title,
                 )
                 for network in networks

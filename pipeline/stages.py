@@ -6,6 +6,7 @@ Each reads its inputs from the store, calls plain functions, and writes files.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -148,6 +149,10 @@ class Recover(Stage):
     """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
 
     teachers: dense networks to learn from; the network's own dense parent where none is given.
+    from_scratch: the network keeps its shape or masks and starts from new random weights, drawn by the seed: after
+    physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
+    cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
+    same teacher; the result is the same to the last bit, so it names nothing.
     """
 
     network: Train | Prune
@@ -156,6 +161,8 @@ class Recover(Stage):
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Train, ...] = ()
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = field(default=False, metadata=OUTSIDE_KEY)
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -165,6 +172,11 @@ class Recover(Stage):
     @property
     def seed(self) -> int:
         return self.network.seed
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """Every arm of a seed sees the same images, so that differences between arms are the arms'."""
+        return self.seed, 1
 
     def inputs(self) -> list[Stage]:
         return [*super().inputs(), self.dense]
@@ -176,6 +188,8 @@ class Recover(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
+        if self.from_scratch:
+            stored = reinitialised(stored, self.seed)
         splits = load_splits(self.dense.data, context.data_root)
         masker = None
         if stored.masks:
@@ -184,9 +198,9 @@ class Recover(Stage):
             )
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
-            teachers = [
-                load_teacher(context, stage, stored.info, splits.validation) for stage in self.teachers or (self.dense,)
-            ]
+            for stage in self.teachers or (self.dense,):
+                cache = self._cache(context, stage, splits) if self.cache_logits else None
+                teachers.append(load_teacher(context, stage, stored.info, splits.validation, cache=cache))
         _fit(
             self,
             folder,
@@ -195,8 +209,7 @@ class Recover(Stage):
             stored.info,
             self.losses,
             splits,
-            # Every arm of a seed sees the same images, so that differences between arms are the arms'.
-            stream=(self.seed, 1),
+            stream=self.stream,
             masker=masker,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
@@ -205,8 +218,45 @@ class Recover(Stage):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
 
+    def _cache(self, context: Context, teacher: Train, splits: Splits) -> distillation.LogitsCache:
+        """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
+        fit, data = self.fit, self.dense
+        images = (data.data, data.identity, fit.epochs, fit.batch_size, fit.augmentation)
+        arithmetic = (fit.precision, context.device, context.threads, torch.__version__)
+        digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
+        name = f"{teacher.key}-{'-'.join(map(str, self.stream))}-{digest}.npy"
+        return distillation.LogitsCache(
+            context.data_root / "logits" / name,
+            draws=fit.epochs,
+            examples=len(splits.train),
+            classes=len(splits.train.classes),
+        )
 
-def load_teacher(context: Context, stage: Train, student: NetworkInfo, validation: Split) -> distillation.Teacher:
+
+def reinitialised(stored: StoredNetwork, seed: int) -> StoredNetwork:
+    """A network of the same shape, or with the same masks, and new random weights.
+
+    They are not those that dense training of this seed started from, with which masks can find a lottery ticket
+    (Frankle and Carbin 2019). After physical removal the channels that remain keep the scale of the dense network's
+    initialisation.
+    """
+    info = stored.info
+    drawn = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
+    network = models.build(info.name, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
+    if info.removed:
+        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
+    pruning.apply_masks(network, stored.masks)
+    return StoredNetwork(network, info, stored.masks)
+
+
+def load_teacher(
+    context: Context,
+    stage: Train,
+    student: NetworkInfo,
+    validation: Split,
+    *,
+    cache: distillation.LogitsCache | None = None,
+) -> distillation.Teacher:
     """A finished dense network, ready to teach.
 
     Raises:
@@ -234,7 +284,7 @@ def load_teacher(context: Context, stage: Train, student: NetworkInfo, validatio
             f"{title} is right on {found:.1%} of the validation images, {recorded:.1%} when it was trained; "
             f"delete {folder} to train it again, or take one that was trained on the same data"
         )
-    return distillation.Teacher(Observer(network, stored.info.blocks, stored.info.classifier))
+    return distillation.Teacher(Observer(network, stored.info.blocks, stored.info.classifier), cache=cache)
 
 
 def _brief(values: tuple) -> str:

@@ -1,14 +1,17 @@
 """Recoveries as a study writes them: teachers, controls from scratch, cached logits, budgets; on the small study."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline import experiment, models
+from pipeline.distillation import Teacher
 from pipeline.registry import UserError
 from pipeline.stage import Context, Store, walk
-from pipeline.stages import Recover, Train, load_splits, load_teacher, read_rows, write_rows
+from pipeline.stages import Recover, Train, load_network, load_splits, load_teacher, read_rows, write_rows
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
@@ -81,6 +84,9 @@ def test_a_bigger_and_a_poorer_teacher(tmp_path):
         ("{losses: kd, teachers: {seeds: [-1]}}", r"^recoveries.0.teachers.seeds: -1 is refused"),
         ("{losses: finetune, teachers: parent}", r"^recoveries.0.teachers: no loss here asks a teacher"),
         ("{losses: none, window: [0, 0.5]}", r"^recoveries.0.window: no loss here asks a teacher"),
+        ("{losses: kd + at, cache_logits: true}", r"^recoveries.0.cache_logits: 'at' reads features"),
+        ("{losses: finetune, cache_logits: true}", r"^recoveries.0.cache_logits: no loss here asks a teacher"),
+        ("{losses: none, from_scratch: true}", r"^recoveries.0.from_scratch: nothing is trained here"),
         ("{losses: kd, ensemble: random}", r"^recoveries.0.ensemble: 'random' takes two teachers"),
     ],
 )
@@ -127,6 +133,63 @@ def test_a_study_with_three_teachers_and_a_late_window(store):
     assert [row["kd"] == "" for row in rows] == [True, False]
     assert all(float(row["ce"]) > 0 for row in rows) and float(rows[1]["at"]) > 0
     assert 0.25 < float(rows[1]["teacher_accuracy"]) <= 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cached_logits_change_no_bit_and_spare_the_teacher(store, tmp_path, precision, monkeypatch):
+    shape = f"fit: {{epochs: 2, precision: {precision}}}"
+    recovery = f"{{losses: kd, teachers: [parent, {{seeds: [7]}}], window: [0, 0.5], {shape}"
+    _, (plain, _) = recoveries(tmp_path, recovery + "}")
+    _, (cached, other) = recoveries(tmp_path, recovery + ", cache_logits: true}")
+    assert plain.key == cached.key, "a cache names no result"
+    data = {"data_root": tmp_path / "data"}
+    without = [(make(store, plain) / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
+    (store.folder(plain)).rename(tmp_path / "aside")  # the store would say that there is nothing to do
+    store._checked.clear()
+    first = make(store, cached, **data)
+    assert [(first / name).read_bytes() for name in ("weights.safetensors", "history.csv")] == without
+    assert len(list((tmp_path / "data" / "logits").glob("*.npy"))) == 2, "one for each teacher"
+
+    # Another arm of the same seed asks no network at all; another seed has other images and other files.
+    warm = recovery.replace("kd", "[{name: kd, temperature: 2}]")
+    _, (warmer, _) = recoveries(tmp_path, warm + ", cache_logits: true}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "_run", None)
+        make(store, warmer, **data)
+    make(store, other, **data)
+    assert len(list((tmp_path / "data" / "logits").glob("*.npy"))) == 4
+
+
+@pytest.mark.parametrize("pruning", ["magnitude", "channels"])
+def test_from_scratch_keeps_the_shape_and_nothing_else(store, pruning):
+    """At learning rate 0 the result is what training started from."""
+    fit = "fit: {learning_rate: 0, weight_decay: 0}"
+    plan, students = recoveries(
+        store.root / "data", f"{{losses: finetune, from_scratch: true, {fit}}}", f"prunings=[{pruning}]"
+    )
+    found = [load_network(make(store, student)) for student in students]
+    pruned = [load_network(store.open(student.network)) for student in students]
+    for student, mine, old in zip(students, found, pruned, strict=True):
+        first = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=student.seed)
+        for (name, new), before in zip(mine.network.named_parameters(), old.network.parameters(), strict=True):
+            assert new.shape == before.shape
+            if new.dim() == 4 and "stem" not in name:
+                mask = mine.masks.get(name, torch.ones_like(new, dtype=torch.bool))
+                assert torch.equal(mask, old.masks.get(name, mask))
+                assert torch.count_nonzero(new) == mask.sum() and not torch.equal(new, before)
+                assert torch.isin(new[mask], first.get_parameter(name)).float().mean() < 0.01, "the old start"
+    weights = [mine.network.get_parameter("stem.0.weight") for mine in found]
+    assert not torch.equal(*weights), "another seed, other weights"
+    size, dense = json.loads((store.open(students[0]) / "size.json").read_text()), store.open(plan.dense[0])
+    assert size["sparsity"] == pytest.approx(0.5, abs=0.06) and (dense / "weights.safetensors").exists()
+
+
+def test_a_born_again_network_learns_from_its_parent(store):
+    plan, _ = recoveries(store.root / "data", "{losses: kd, from_scratch: true, fit: {epochs: 2, learning_rate: 0.1}}")
+    student = plan.cells[0].networks[0]
+    assert isinstance(student.network, Train) and student.from_scratch
+    rows = read_rows(make(store, student) / "history.csv")
+    assert float(rows[-1]["kd"]) < float(rows[0]["kd"]) and not (store.open(student) / "size.json").exists()
 
 
 def test_rows_of_unequal_columns(tmp_path):
