@@ -280,8 +280,8 @@ class Removal(Method):
         with evaluating(copied):
             graph = trace(copied, examples.images)
             groups = self.groups(copied, graph)
-            for group in groups:  # any order will do: what can be reached does not depend on it
-                group.rank(torch.arange(group.channels), graph)
+            for group in groups:  # any even order will do: what can be reached hardly depends on it
+                group.rank((torch.arange(group.channels) + 0.5) / group.channels, graph)
             self.search(copied, groups, sparsity, examples.images, copied)
 
     def prune(self, network, sparsity, examples, previous, dense):
