@@ -388,20 +388,24 @@ class FashionMnist(_Torchvision):
 @DATASETS.register("synthetic")
 @dataclass(frozen=True)
 class Synthetic:
-    """Noisy coloured stripes whose angle is the class: easy, tiny, for tests."""
+    """Noisy stripes whose angle is the class, for tests.
+
+    jitter: standard deviation of an example's angle in steps between classes, so that some can only be guessed.
+    """
 
     examples: int = 600
     classes: int = 4
     size: int = 16
     channels: int = 3
-    noise: float = 0.6
+    noise: float = 0.3
+    jitter: float = 0.3
     test_share: float = 0.3
 
     def load(self, root: Path) -> Source:
         random = np.random.default_rng(self.examples)
         labels = np.arange(self.examples) % self.classes
         rows, columns = np.mgrid[: self.size, : self.size] / self.size
-        angle = np.pi * labels / self.classes
+        angle = np.pi * (labels + random.normal(0, self.jitter, self.examples)) / self.classes
         wave = np.cos(angle)[:, None, None] * rows + np.sin(angle)[:, None, None] * columns
         phase = random.uniform(0, 2 * np.pi, (self.examples, 1, 1))
         images = 0.5 + 0.4 * np.sin(4 * np.pi * wave + phase)

@@ -132,6 +132,8 @@ def fit(
     device = train.device
     memory_format = training_format(network)
     network.to(device, memory_format=memory_format).train()
+    if masker is not None:
+        masker.use(masker.masks)  # the weights have a new place and order
 
     def arrange(images: Tensor) -> Tensor:
         # contiguous() would leave a one-channel image as it is, and with its strides the format of all that follows.

@@ -28,7 +28,7 @@ def pipeline(*arguments, results, status=0):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    return results, pipeline("run", results=results).stdout
+    return results, pipeline("run", "threads=1", results=results).stdout
 
 
 def weights(results):
@@ -109,7 +109,10 @@ def test_dashboard_has_readable_names(finished):
 def test_killed_and_started_again_gives_the_same_bytes(finished, tmp_path):
     results, _ = finished
     running = subprocess.Popen(
-        command("train", "workers=1", results=tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command("train", "workers=1", "threads=1", results=tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "store").rglob("checkpoint.safetensors")):
@@ -119,7 +122,7 @@ def test_killed_and_started_again_gives_the_same_bytes(finished, tmp_path):
     running.wait()
     assert list((tmp_path / "store").rglob("*.work")), "nothing was under way"
     assert any(line["state"] == "partial" for line in json.loads(pipeline("plan", "--json", results=tmp_path).stdout))
-    pipeline("train", results=tmp_path)
+    pipeline("train", "threads=1", results=tmp_path)
     whole = weights(results)
     again = weights(tmp_path)
     assert len(again) == 2 and all(whole[key] == value for key, value in again.items())
@@ -127,7 +130,7 @@ def test_killed_and_started_again_gives_the_same_bytes(finished, tmp_path):
 
 def test_two_at_the_same_time_compute_each_stage_once(tmp_path):
     both = [
-        subprocess.Popen(command("prune", "workers=1", results=tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command("prune", "workers=1", "threads=1", results=tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in both]

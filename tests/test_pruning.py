@@ -507,6 +507,29 @@ def test_minimum_channels_stay():
     assert min(pruned.stem.out_channels, pruned.first.out_channels, pruned.hidden.out_features) >= 5
 
 
+@pytest.mark.parametrize("name", GROWING)
+def test_later_rounds_take_more_and_give_nothing_back(name):
+    method = METHODS[name]()
+    rounds = SCHEDULES["iterative"](steps=3).rounds(0.8)
+    pruned = prune(build(), method, rounds[0], **EXAMPLES)
+    for sparsity in rounds[1:]:
+        later = prune(pruned.network, method, sparsity, **EXAMPLES, seed=1, previous=pruned.masks)
+        assert share_of_zeros(later.network, method) == removed_by_hand(method, pruned.network, sparsity)
+        assert not any((later.masks[key] & ~mask).any() for key, mask in pruned.masks.items())
+        pruned = later
+
+
+@pytest.mark.parametrize("target", ["weights", "macs", "channels"])
+def test_later_removals_count_against_the_dense_network(target):
+    dense, method = build(width=32), METHODS["channels"](target=target)
+    at_once = prune(dense, method, 0.6, images=IMAGES)
+    first = prune(dense, method, 0.4, images=IMAGES)
+    second = prune(first.network, method, 0.6, images=IMAGES, dense=dense)
+    sizes = [measure(each.network, dense=dense, method=method, example=IMAGES) for each in (at_once, second)]
+    assert sizes[0].sparsity == pytest.approx(sizes[1].sparsity, abs=0.03)
+    assert sizes[0].macs == pytest.approx(sizes[1].macs, rel=0.2)
+
+
 def test_removing_twice_replays_in_order():
     method = METHODS["channels"]()
     first = prune(build(), method, 0.4, images=IMAGES)

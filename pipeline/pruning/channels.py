@@ -213,7 +213,7 @@ def describe(network: nn.Module, example: Tensor, counted: set[str]) -> list[Lay
 
     handles = [m.register_forward_hook(hook) for m in network.modules() if isinstance(m, LAYERS)]
     try:
-        with torch.no_grad(), fused_attention(False):
+        with evaluating(network), torch.no_grad(), fused_attention(False):
             network(example[:1])
     finally:
         for handle in handles:
@@ -280,11 +280,11 @@ class Removal(Method):
         with evaluating(copied):
             graph = trace(copied, examples.images)
             groups = self.groups(copied, graph)
-            for group in groups:  # any order will do: what can be reached does not depend on it
-                group.rank(torch.arange(group.channels), graph)
-            self.search(copied, groups, sparsity, examples.images)
+            for group in groups:  # any even order will do: what can be reached hardly depends on it
+                group.rank((torch.arange(group.channels) + 0.5) / group.channels, graph)
+            self.search(copied, groups, sparsity, examples.images, copied)
 
-    def prune(self, network, sparsity, examples):
+    def prune(self, network, sparsity, examples, previous, dense):
         if sparsity == 0:
             return {}, []
         examples.need(self.name)
@@ -302,7 +302,8 @@ class Removal(Method):
                     group.rank(scores, graph)
                     groups.append(group)
             removed = []
-            for group, steps in zip(groups, self.search(network, groups, sparsity, examples.images), strict=True):
+            chosen = self.search(network, groups, sparsity, examples.images, dense)
+            for group, steps in zip(groups, chosen, strict=True):
                 if steps:
                     channels = sorted(channel for unit in group.units[:steps] for channel in unit)
                     dep = group.coupled[0].dep
@@ -333,7 +334,19 @@ class Removal(Method):
                 groups.append(wrapped)
         return groups
 
-    def search(self, network: nn.Module, groups: list[Group], asked: float, example: Tensor) -> list[int]:
+    def total(self, dense: nn.Module, example: Tensor) -> int:
+        """What the target is a share of, counted in the dense network."""
+        if self.target == "channels":
+            copied = copy_network(dense)
+            with evaluating(copied):
+                return sum(group.channels for group in self.groups(copied, trace(copied, example)))
+        macs = self.target == "macs"
+        layers = describe(dense, example, set(prunable(dense, self)))
+        return sum(layer.size({}, macs=macs) for layer in layers if macs or layer.counted)
+
+    def search(
+        self, network: nn.Module, groups: list[Group], asked: float, example: Tensor, dense: nn.Module
+    ) -> list[int]:
         """How many units each group loses so that the target is met as closely as whole channels allow.
 
         Raises:
@@ -358,7 +371,7 @@ class Removal(Method):
             macs = self.target == "macs"
             return sum(layer.size(gone, macs=macs) for layer in layers if macs or layer.counted)
 
-        total = left([0] * len(groups))
+        total = self.total(dense, example)
         share = lambda count: 1 - left(steps(count)) / total  # noqa: E731
         low, high = 0, len(order)
         while high - low > 1:

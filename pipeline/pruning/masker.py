@@ -49,9 +49,10 @@ class Masker:
         self.examples = Examples(images, labels, seed)
         self.progress = 0.0
         self.grown = None  # the sparsity at the last growth; None makes the first step look, which changes nothing new
-        self._use(masks)
+        self.use(masks)
 
-    def _use(self, masks: Masks) -> None:
+    def use(self, masks: Masks) -> None:
+        """Takes over masks, such as those of a checkpoint, in the memory order that the network has now."""
         known = dict(self.network.named_parameters())
         for name, mask in masks.items():
             if name not in known or known[name].shape != mask.shape:
@@ -65,7 +66,7 @@ class Masker:
     @torch.no_grad()
     def _apply(self) -> None:
         if self.parameters and self.parameters[0].device != self.factors[0].device:  # the network has moved
-            self._use(self.masks)
+            self.use(self.masks)
         elif self.parameters:
             torch._foreach_mul_(self.parameters, self.factors)
 
@@ -80,7 +81,7 @@ class Masker:
         wanted = self.schedule.at(progress, self.sparsity)
         if self.schedule.grows and wanted != self.grown:
             examples = self.examples.to(next(self.network.parameters()).device)
-            self._use(self.method.masks(self.network, wanted, examples, previous=self.masks))
+            self.use(self.method.masks(self.network, wanted, examples, previous=self.masks))
             self.grown = wanted
 
     def verify(self) -> None:

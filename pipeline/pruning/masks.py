@@ -58,8 +58,10 @@ class MaskMethod(Method):
     def check(self, network: nn.Module, sparsity: float, examples: Examples) -> None:
         self.counts(prunable(network, self), sparsity)
 
-    def prune(self, network, sparsity, examples):
-        masks = self.masks(network, sparsity, examples)
+    def prune(self, network, sparsity, examples, previous, dense):
+        if previous is not None:
+            previous = {name: mask.to(network.get_parameter(name).device) for name, mask in previous.items()}
+        masks = self.masks(network, sparsity, examples, previous)
         apply_masks(network, masks)
         return masks, []
 

@@ -86,8 +86,10 @@ class Method:
         """Raises UserError if the sparsity cannot be reached."""
         raise NotImplementedError
 
-    def prune(self, network: nn.Module, sparsity: float, examples: Examples) -> tuple[Masks, list[dict[str, Any]]]:
-        """Prunes in place and returns (masks, removed) as in :class:`Pruned`."""
+    def prune(
+        self, network: nn.Module, sparsity: float, examples: Examples, previous: Masks | None, dense: nn.Module
+    ) -> tuple[Masks, list[dict[str, Any]]]:
+        """Prunes in place and returns (masks, removed) as in :class:`Pruned`; the rest as in :func:`prune`."""
         raise NotImplementedError
 
 
@@ -181,10 +183,14 @@ def prune(
     images: Tensor | None = None,
     labels: Tensor | None = None,
     seed: int = 0,
+    previous: Masks | None = None,
+    dense: nn.Module | None = None,
 ) -> Pruned:
     """Prunes a copy of a network; the argument is left as it was.
 
-    Sparsity 0 is the identity for every method.
+    Sparsity 0 is the identity for every method. In a later round of iterative pruning pass what the round before left:
+    its masks as ``previous``, or the network that the first round started from as ``dense``; ``sparsity`` is always
+    counted against the dense network.
 
     Args:
         sparsity: share of the prunable weights to remove, in [0, 1); see :func:`prunable`.
@@ -192,6 +198,9 @@ def prune(
             (to find each filter's BatchNorm) and by physical removal (to trace the network).
         labels: [batch]; needed by criteria that use gradients.
         seed: of criteria that draw random numbers.
+        previous: masks of an earlier round; what they removed stays removed.
+        dense: the network before any physical removal, if ``network`` is smaller already. ``Pruned.removed`` holds this
+            round's removals only: append them to the earlier ones for :func:`replay`.
 
     Raises:
         UserError: the sparsity cannot be reached, nothing is prunable, or examples are missing.
@@ -199,7 +208,8 @@ def prune(
     refuse_sparsity(sparsity)
     result = copy_network(network)
     device = next(result.parameters()).device
-    masks, removed = method.prune(result, sparsity, Examples(images, labels, seed).to(device))
+    examples = Examples(images, labels, seed).to(device)
+    masks, removed = method.prune(result, sparsity, examples, previous, network if dense is None else dense)
     return Pruned(result, masks, removed)
 
 
