@@ -415,7 +415,7 @@ def _class_figure(pyplot, summary: Row, per_class: list[Row]):
 
 PAGE_STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #b33; }
-body { font: 15px/1.55 system-ui, sans-serif; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 1240px; margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .lead { color: #888; margin-top: .2rem; } .said { border-left: 4px solid #4269d0; padding: .2rem 0 .2rem 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
