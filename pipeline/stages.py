@@ -6,6 +6,7 @@ Each reads its inputs from the store, calls plain functions, and writes files.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
-from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError
@@ -24,6 +25,7 @@ from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
 PRUNING_EXAMPLES = 256
+TEACHER_TOLERANCE = 0.02  # in validation accuracy: another device moves an example or two, damage moves more
 
 
 @lru_cache(maxsize=2)
@@ -68,9 +70,10 @@ def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pr
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A CSV with one column per key of the first row."""
+    """A CSV with one column per key that any row has; a row that lacks it leaves its place empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["empty"]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -146,6 +149,10 @@ class Recover(Stage):
     """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
 
     teachers: dense networks to learn from; the network's own dense parent where none is given.
+    from_scratch: the network keeps its shape or masks and starts from new random weights, drawn by the seed: after
+    physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
+    cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
+    same teacher; the result is the same to the last bit, so it names nothing.
     """
 
     network: Train | Prune
@@ -154,6 +161,8 @@ class Recover(Stage):
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Train, ...] = ()
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = field(default=False, metadata=OUTSIDE_KEY)
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -163,6 +172,11 @@ class Recover(Stage):
     @property
     def seed(self) -> int:
         return self.network.seed
+
+    @property
+    def stream(self) -> tuple[int, int]:
+        """Every arm of a seed sees the same images, so that differences between arms are the arms'."""
+        return self.seed, 1
 
     def inputs(self) -> list[Stage]:
         return [*super().inputs(), self.dense]
@@ -174,6 +188,8 @@ class Recover(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
+        if self.from_scratch:
+            stored = reinitialised(stored, self.seed)
         splits = load_splits(self.dense.data, context.data_root)
         masker = None
         if stored.masks:
@@ -183,11 +199,8 @@ class Recover(Stage):
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
-                teacher = load_network(context.open(stage))
-                example = torch.zeros(2, *teacher.info.input_shape)
-                folded = fold_batchnorm(teacher.network, example).to(context.device)
-                observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
-                teachers.append(distillation.Teacher(observer))
+                cache = self._cache(context, stage, splits) if self.cache_logits else None
+                teachers.append(load_teacher(context, stage, stored.info, splits.validation, cache=cache))
         _fit(
             self,
             folder,
@@ -196,8 +209,7 @@ class Recover(Stage):
             stored.info,
             self.losses,
             splits,
-            # Every arm of a seed sees the same images, so that differences between arms are the arms'.
-            stream=(self.seed, 1),
+            stream=self.stream,
             masker=masker,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
@@ -205,6 +217,78 @@ class Recover(Stage):
         if isinstance(self.network, Prune):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+
+    def _cache(self, context: Context, teacher: Train, splits: Splits) -> distillation.LogitsCache:
+        """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
+        fit, data = self.fit, self.dense
+        images = (data.data, data.identity, fit.epochs, fit.batch_size, fit.augmentation)
+        arithmetic = (fit.precision, context.device, context.threads, torch.__version__)
+        digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
+        name = f"{teacher.key}-{'-'.join(map(str, self.stream))}-{digest}.npy"
+        return distillation.LogitsCache(
+            context.data_root / "logits" / name,
+            draws=fit.epochs,
+            examples=len(splits.train),
+            classes=len(splits.train.classes),
+        )
+
+
+def reinitialised(stored: StoredNetwork, seed: int) -> StoredNetwork:
+    """A network of the same shape, or with the same masks, and new random weights.
+
+    They are not those that dense training of this seed started from, with which masks can find a lottery ticket
+    (Frankle and Carbin 2019). After physical removal the channels that remain keep the scale of the dense network's
+    initialisation.
+    """
+    info = stored.info
+    drawn = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
+    network = models.build(info.name, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
+    if info.removed:
+        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
+    pruning.apply_masks(network, stored.masks)
+    return StoredNetwork(network, info, stored.masks)
+
+
+def load_teacher(
+    context: Context,
+    stage: Train,
+    student: NetworkInfo,
+    validation: Split,
+    *,
+    cache: distillation.LogitsCache | None = None,
+) -> distillation.Teacher:
+    """A finished dense network, ready to teach.
+
+    Raises:
+        UserError: it has other classes or reads other images than the student, or does not repeat, within
+            ``TEACHER_TOLERANCE``, the validation accuracy that its own training recorded.
+    """
+    folder = context.open(stage)
+    stored = load_network(folder)
+    title = f"teachers: '{stage.label()}'"
+    for what, theirs, ours in (
+        ("classes", stored.info.classes, student.classes),
+        ("input shape", stored.info.input_shape, student.input_shape),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{title} has the {what} {_brief(theirs)}, the student {_brief(ours)}; "
+                "take one that was trained on the same data"
+            )
+    network = fold_batchnorm(stored.network, torch.zeros(2, *stored.info.input_shape)).to(context.device)
+    batches = Batches(validation, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
+    found = training.evaluate(network, batches)
+    recorded = float(read_rows(folder / "history.csv")[-1]["validation_accuracy"])
+    if abs(found - recorded) > TEACHER_TOLERANCE:
+        raise UserError(
+            f"{title} is right on {found:.1%} of the validation images, {recorded:.1%} when it was trained; "
+            f"delete {folder} to train it again, or take one that was trained on the same data"
+        )
+    return distillation.Teacher(Observer(network, stored.info.blocks, stored.info.classifier), cache=cache)
+
+
+def _brief(values: tuple) -> str:
+    return f"{', '.join(map(str, values[:4]))}{', ...' if len(values) > 4 else ''} ({len(values)})"
 
 
 def _fit(
@@ -431,7 +515,8 @@ class Report(Stage):
             "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
             "folder": str(folder.relative_to(context.store.root)),
             "history": [
-                {key: float(value) for key, value in row.items()} for row in read_rows(folder / "history.csv")
+                {key: float(value) for key, value in row.items() if value}  # a term outside its window has none
+                for row in read_rows(folder / "history.csv")
             ]
             if (folder / "history.csv").exists()
             else [],

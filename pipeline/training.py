@@ -138,7 +138,9 @@ def fit(
         return images if memory_format == torch.channels_last else images.clone(memory_format=memory_format)
 
     observer = Observer(network, info.blocks, info.classifier)
-    objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    with autocast:  # what a teacher answers here may be kept, so it has to be what it answers in training
+        objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
     forward = torch.compile(observer) if options.compile else observer
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
@@ -148,7 +150,6 @@ def fit(
         done, history = _restore(checkpoint, network, objective, optimizer, masker)
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     shown = started = time.monotonic()
     started_at = done * steps_per_epoch
     for epoch in range(done, options.epochs):
