@@ -286,7 +286,9 @@ def terminal_table(summary: Row) -> Table:
         caption_justify="left",
     )
     for column in header:
-        table.add_column(column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True
+        )
     for number_, cells in enumerate(body):
         last = number_ == len(body) - 1
         ends = not last and (cells[1], cells[2]) != (body[number_ + 1][1], body[number_ + 1][2])
