@@ -184,7 +184,7 @@ def publish(store, report, published: Path, tensorboard: Path) -> None:
     if stamp.exists() and stamp.read_text().strip() == report.key and tensorboard.is_dir():
         return
     source = store.open(report)
-    with store.lock(published.parent / f".{published.name}.lock"):
+    with store.lock(store.root / "locks" / f"report-{published.name}"):
         for part, target in ((source, published), (source / "tensorboard", tensorboard)):
             aside = target.with_name(f".{target.name}.{os.getpid()}.new")
             shutil.rmtree(aside, ignore_errors=True)

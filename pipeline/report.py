@@ -294,7 +294,9 @@ def terminal_table(summary: Row) -> Table:
         caption_justify="left",
     )
     for column in header:
-        table.add_column(column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True)
+        table.add_column(
+            column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True
+        )
     for number_, cells in enumerate(body):
         last = number_ == len(body) - 1
         ends = not last and (cells[1], cells[2]) != (body[number_ + 1][1], body[number_ + 1][2])
@@ -430,7 +432,7 @@ def _class_figure(pyplot, summary: Row, per_class: list[Row]):
 
 PAGE_STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --strong: #b33; }
-body { font: 15px/1.55 system-ui, sans-serif; max-width: 1080px; margin: 2.5rem auto; padding: 0 1.2rem; }
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 1240px; margin: 2.5rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .lead { color: #888; margin-top: .2rem; } .said { border-left: 4px solid #4269d0; padding: .2rem 0 .2rem 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }

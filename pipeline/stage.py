@@ -152,8 +152,11 @@ class Store:
         path = self._beside(stage, ".failed")
         return path.read_text().strip() if path.exists() else ""
 
+    def _lock_path(self, stage: Stage) -> Path:
+        return self.root / "locks" / f"{stage.kind}-{stage.key}"
+
     def _locked(self, stage: Stage) -> bool:
-        path = self._beside(stage, ".lock")
+        path = self._lock_path(stage)
         if not path.exists():
             return False
         with path.open() as file:
@@ -220,7 +223,7 @@ class Store:
         try:
             if self.done(stage):
                 return False
-            with self.lock(self._beside(stage, ".lock"), waiting):
+            with self.lock(self._lock_path(stage), waiting):
                 if self.done(stage):
                     return False
                 self._make(stage, context)

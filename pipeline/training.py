@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from typing import Literal, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.data import Augmentation, Batch, Batches
-from pipeline.models import NetworkInfo, Observer, Outputs, training_format
+from pipeline.models import NetworkInfo, Observer, Outputs, save_tensors, training_format
 from pipeline.registry import UserError
 
 
@@ -253,10 +251,7 @@ def _save(
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
     if masker is not None:
         tensors |= {f"masks.{name}": value for name, value in masker.masks.items()}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    aside = path.with_suffix(".aside")
-    save_file(tensors, aside, metadata={"epoch": str(epoch), "history": json.dumps(history)})
-    os.replace(aside, path)
+    save_tensors(path, tensors, {"epoch": str(epoch), "history": json.dumps(history)})
 
 
 def _restore(
