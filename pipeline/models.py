@@ -383,10 +383,14 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[
 def save(folder: Path, network: nn.Module, info: NetworkInfo, masks: dict[str, Tensor] | None = None) -> None:
     """Writes ``model.json``, ``weights.safetensors`` and, where there are masks, ``masks.safetensors``."""
     (folder / "model.json").write_text(json.dumps(asdict(info), indent=1) + "\n")
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    save_file(state, folder / "weights.safetensors")
+    save_weights(folder / "weights.safetensors", network)
     if masks:
         save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, folder / "masks.safetensors")
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    save_file(state, path)
 
 
 def load_info(folder: Path) -> NetworkInfo:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -57,7 +57,39 @@ def load_network(folder: Path) -> StoredNetwork:
     for name, mask in masks.items():
         if torch.count_nonzero(network.get_parameter(name)[~mask]):
             raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+    if (folder / "size.json").exists():
+        size = json.loads((folder / "size.json").read_text())
+        for name, share in size["layers"].items() if masks else ():
+            found = 1 - int(torch.count_nonzero(weight := network.get_parameter(name))) / weight.numel()
+            if abs(found - share) > 1e-9:
+                raise UserError(
+                    f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; delete the folder to compute "
+                    "it again"
+                )
+        if (found := sum(parameter.numel() for parameter in network.parameters())) != size["parameters"]:
+            raise UserError(
+                f"{folder}: the network has {found} parameters, size.json says {size['parameters']}; delete the folder to "
+                "compute it again"
+            )
     return StoredNetwork(network, info, masks)
+
+
+def rewind(stored: StoredNetwork, early: Path) -> None:
+    """Gives a pruned network the weights that the file holds of its dense parent, less what was removed."""
+    dense = models.fresh(stored.info)
+    dense.load_state_dict(models.load_tensors(early))
+    example = torch.zeros(1, *stored.info.input_shape)
+    network = pruning.rewind(dense, masks=stored.masks, removed=list(stored.info.removed), example=example)
+    stored.network.load_state_dict(network.state_dict())
+
+
+def pruning_examples(data: Data, context: Context, normalisation: Normalisation, seed: int) -> Batch:
+    """What data-driven criteria look at. Drawn: the training split itself is sorted by class in some datasets."""
+    train = load_splits(data, context.data_root).train
+    rows = np.random.default_rng((seed, 7)).permutation(len(train))[:PRUNING_EXAMPLES]
+    batch = next(Batches(train.take(rows), normalisation, batch_size=PRUNING_EXAMPLES).in_order())
+    images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+    return replace(batch, images=images)
 
 
 def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
@@ -89,6 +121,7 @@ class Train(Stage):
     network: str
     fit: training.Fit
     seed: int
+    keep_epochs: tuple[int, ...] = ()  # early weights that pruning rewinds to
 
     def label(self) -> str:
         return f"train {self.network} · seed {self.seed}"
@@ -105,17 +138,23 @@ class Train(Stage):
         info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
         np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
         losses = distillation.parse_losses("ce", "train.losses")
-        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0))
+        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs)
         models.save(folder, network, info)
 
 
 @dataclass(frozen=True)
 class Prune(Stage):
-    """A dense network with weights removed, not trained afterwards."""
+    """A network with weights removed, not trained afterwards.
+
+    sparsity: share of the dense network's prunable weights. schedule: under one that grows, this stage makes the start,
+    and the recovery goes on from there. previous: the recovered network of the round before, in iterative pruning.
+    """
 
     dense: Train
     method: pruning.Method
     sparsity: float
+    schedule: pruning.Schedule = field(default_factory=pruning.OneShot)
+    previous: Recover | None = None
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -126,19 +165,36 @@ class Prune(Stage):
         return f"prune {self.title or self.method.name} {self.sparsity:g} · seed {self.seed}"
 
     def run(self, folder: Path, context: Context) -> None:
-        stored = load_network(context.open(self.dense))
-        splits = load_splits(self.dense.data, context.data_root)
-        # Examples come from the training split in a drawn order: the split itself is sorted by class in some datasets.
-        rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
-        batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
-        batch = next(batches.in_order())
-        images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+        stored = load_network(context.open(self.previous or self.dense))
+        dense = load_network(context.open(self.dense)).network if self.previous else stored.network
+        batch = pruning_examples(self.dense.data, context, stored.normalisation, self.seed)
         pruned = pruning.prune(
-            stored.network, self.method, self.sparsity, images=images, labels=batch.labels, seed=self.seed
+            stored.network,
+            self.method,
+            self.schedule.at(0, self.sparsity),
+            images=batch.images,
+            labels=batch.labels,
+            seed=self.seed,
+            previous=stored.masks or None,
+            dense=dense,
         )
+        if pruned.masks:
+            self.masker(pruned.network, pruned.masks, batch).verify()
         info = models.with_removed(stored.info, pruned.removed)
         models.save(folder, pruned.network, info, pruned.masks)
-        write_size(folder, pruned.network, dense=stored.network, method=self.method)
+        write_size(folder, pruned.network, dense=dense, method=self.method)
+
+    def masker(self, network: nn.Module, masks: pruning.Masks, batch: Batch) -> pruning.Masker:
+        return pruning.Masker(
+            network,
+            masks,
+            method=self.method,
+            sparsity=self.sparsity,
+            schedule=self.schedule,
+            images=batch.images,
+            labels=batch.labels,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -146,6 +202,8 @@ class Recover(Stage):
     """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
 
     teachers: dense networks to learn from; the network's own dense parent where none is given.
+    start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
+    left start from what they were in the dense network after ``start_epoch`` epochs.
     """
 
     network: Train | Prune
@@ -154,6 +212,8 @@ class Recover(Stage):
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Train, ...] = ()
     ensemble: str = "average"
+    start_epoch: int = 0
+    rewind: bool = False
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -175,11 +235,12 @@ class Recover(Stage):
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
         splits = load_splits(self.dense.data, context.data_root)
+        if self.rewind:
+            rewind(stored, context.open(self.dense) / f"epoch{self.start_epoch}.safetensors")
         masker = None
         if stored.masks:
-            masker = pruning.Masker(
-                stored.network, stored.masks, method=self.network.method, sparsity=self.network.sparsity
-            )
+            batch = pruning_examples(self.dense.data, context, stored.normalisation, self.seed)
+            masker = self.network.masker(stored.network, stored.masks, batch)
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
@@ -199,6 +260,7 @@ class Recover(Stage):
             # Every arm of a seed sees the same images, so that differences between arms are the arms'.
             stream=(self.seed, 1),
             masker=masker,
+            start_epoch=self.start_epoch,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
@@ -218,6 +280,8 @@ def _fit(
     *,
     stream: tuple[int, int],
     masker: pruning.Masker | None = None,
+    start_epoch: int = 0,
+    keep_epochs: tuple[int, ...] = (),
     objective: dict | None = None,
 ) -> None:
     """Trains in place and writes ``history.csv``, one row per epoch."""
@@ -245,6 +309,8 @@ def _fit(
         seed=stream,
         folder=folder,
         masker=masker,
+        start_epoch=start_epoch,
+        keep_epochs=keep_epochs,
         report=context.report,
     )
     write_rows(folder / "history.csv", history)
