@@ -31,6 +31,7 @@ SECTIONS = {
     "prunings": "pruning methods: names, or mappings of name, options, schedule (one_shot, gradual, iterative) and title",
     "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
     "from_scratch, cache_logits, title, fit",
+    "budgets": "epochs of recovery to compare: every recovery runs with each, and the report gives speed-ups",
     "resamples": "bootstrap resamples behind each interval",
     "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
@@ -45,6 +46,7 @@ DEFAULTS = {
     "sparsities": [0.5, 0.9, 0.95],
     "prunings": ["magnitude"],
     "recoveries": ["none", "finetune", "kd"],
+    "budgets": [],
     "resamples": 2000,
     "smoothing": 0.0,
     "similarity_examples": 1000,
@@ -162,6 +164,7 @@ def parse(content: Mapping[str, Any]) -> Study:
         _recovery(value, content, recover, f"recoveries.{number}")
         for number, value in enumerate(_list(content["recoveries"], "recoveries"))
     )
+    recoveries = _with_budgets(recoveries, content)
     for key, titles in (("prunings", [one.title for one in prunings]), ("recoveries", [one.title for one in recoveries])):
         double = sorted({title for title in titles if titles.count(title) > 1})
         if double:
@@ -376,6 +379,21 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
         from_scratch=chosen.from_scratch,
         cache_logits=chosen.cache_logits,
         own_fit=chosen.fit is not None,
+    )
+
+
+def _with_budgets(recoveries: tuple[Recovery, ...], content: Mapping[str, Any]) -> tuple[Recovery, ...]:
+    """Each recovery once for each of the study's budgets."""
+    budgets = sorted({_integer(part, "budgets", 1) for part in _list(content["budgets"], "budgets")})
+    if not budgets:
+        return recoveries
+    for number, value in enumerate(_list(content["recoveries"], "recoveries")):
+        if isinstance(value, Mapping) and "epochs" in (value.get("fit") or {}):
+            raise UserError(f"recoveries.{number}.fit.epochs: the study's budgets set it; drop one of the two")
+    return tuple(
+        replace(one, title=f"{one.title}, {epochs} epochs", fit=replace(one.fit, epochs=epochs)) if one.losses else one
+        for one in recoveries
+        for epochs in (budgets if one.losses else budgets[:1])
     )
 
 

@@ -238,6 +238,7 @@ class Store:
         folder, work = self.folder(stage), self._beside(stage, ".work")
         self._beside(stage, ".failed").unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
+        resumed = any(work.iterdir())
         started = time.time()
         stage.run(work, context)
         files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -251,6 +252,7 @@ class Store:
                 str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
             },
             "seconds": round(time.time() - started, 3),
+            "resumed": resumed,  # then the seconds are those of the last part only
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": context.device,
             "threads": context.threads,
