@@ -28,7 +28,7 @@ SECTIONS = {
     "train": "how the dense network is trained (fields of training.Fit)",
     "recover": "how pruned networks are trained further (fields of training.Fit)",
     "sparsities": "shares of the prunable weights to remove, in [0, 1)",
-    "prunings": "pruning methods: names, or mappings of name and options",
+    "prunings": "pruning methods: names, or mappings of name, options, schedule (one_shot, gradual, iterative) and title",
     "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
     "from_scratch, cache_logits, title, fit",
     "budgets": "epochs of recovery to compare: every recovery runs with each, and the report gives speed-ups",
@@ -60,6 +60,7 @@ DEFAULTS = {
 class Pruning:
     title: str
     method: pruning.Method
+    schedule: pruning.Schedule = field(default_factory=pruning.OneShot)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Recovery:
     ensemble: str = "average"
     from_scratch: bool = False
     cache_logits: bool = False
+    own_fit: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def parse(content: Mapping[str, Any]) -> Study:
             raise UserError(f"{key}: '{double[0]}' stands there twice; give each a title of its own")
         if not titles:
             raise UserError(f"{key}: empty; name at least one")
+    _check_schedules(prunings, recoveries, train)
     device = str(content["device"])
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: '{device}' is unknown; {nearest(device, ('auto', 'cpu', 'cuda'))}")
@@ -288,8 +291,38 @@ def _fit(value: Any, where: str) -> Fit:
 def _pruning(value: Any, where: str) -> Pruning:
     options = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
     title = options.pop("title", None)
+    schedule = pruning.SCHEDULES.build(options.pop("schedule", None) or "one_shot", f"{where}.schedule")
     method = pruning.METHODS.build(options, where)
-    return Pruning(str(title or options["name"]), method)
+    if schedule.grows and not method.grows:
+        raise UserError(
+            f"{where}.schedule: {method.name} cannot follow {schedule.name}, only masks over weights or filters can grow "
+            "while the network trains; use one_shot or iterative"
+        )
+    given = method.name if isinstance(schedule, pruning.OneShot) else f"{method.name} {schedule.name}"
+    return Pruning(str(title or given), method, schedule)
+
+
+def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery], train: Fit) -> None:
+    for one in prunings:
+        schedule = one.schedule
+        if isinstance(schedule, pruning.OneShot):
+            continue
+        for recovery in recoveries:
+            if not recovery.losses:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' does not train, which the schedule {schedule.name} of pruning "
+                    f"'{one.title}' needs; leave one of them out"
+                )
+            if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train from "
+                    f"epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
+                )
+        if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and schedule.epoch >= train.epochs:
+            raise UserError(
+                f"prunings: '{one.title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; give "
+                "schedule.epoch less than train.epochs"
+            )
 
 
 @dataclass(frozen=True)
@@ -337,7 +370,15 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
     title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
     return Recovery(
-        title, losses, fit, (start, end), teachers, chosen.ensemble, chosen.from_scratch, chosen.cache_logits
+        title=title,
+        losses=losses,
+        fit=fit,
+        window=(start, end),
+        teachers=teachers,
+        ensemble=chosen.ensemble,
+        from_scratch=chosen.from_scratch,
+        cache_logits=chosen.cache_logits,
+        own_fit=chosen.fit is not None,
     )
 
 
@@ -442,34 +483,21 @@ class Plan:
 def plan(study: Study, data_root: Path) -> Plan:
     """The stages of a study. Decodes a folder of images first, since its contents name the results."""
     identity = study.data.identity(data_root)
-    dense = tuple(Train(study.data, identity, study.network, study.train, seed) for seed in study.seeds)
+    schedules = [one.schedule for one in study.prunings]
+    keep = {one.epoch for one in schedules if isinstance(one, pruning.Iterative) and one.rewind == "weights"}
+    dense = tuple(
+        Train(study.data, identity, study.network, study.train, seed, tuple(sorted(keep))) for seed in study.seeds
+    )
     references = tuple(Predict(network) for network in dense)
     # Sparsity 0 is recovered in the same ways: what training longer does by itself.
-    origins = [("dense", 0.0, dense)]
-    origins += [
-        (pruning.title, sparsity, tuple(Prune(one, pruning.method, sparsity, title=pruning.title) for one in dense))
-        for pruning in study.prunings
-        for sparsity in study.sparsities
-    ]
+    origins = [(None, 0.0), *((one, sparsity) for one in study.prunings for sparsity in study.sparsities)]
     cells = []
-    for title, sparsity, networks in origins:
+    for how, sparsity in origins:
+        title = how.title if how else "dense"
         for recovery in study.recoveries:
             if not recovery.losses and sparsity == 0:
                 continue  # the dense networks themselves: they are the reference, and the floor among each other
-            recovered = networks if not recovery.losses else tuple(
-                Recover(
-                    network,
-                    recovery.losses,
-                    recovery.fit,
-                    recovery.window,
-                    _teacher_stages(network.dense, recovery),
-                    recovery.ensemble,
-                    recovery.from_scratch,
-                    recovery.cache_logits,
-                    title=recovery.title,
-                )
-                for network in networks
-            )
+            recovered = tuple(_network(one, how, sparsity, recovery) for one in dense)
             score = Score(references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing)
             similarities = tuple(
                 Similarity(parent, network, study.similarity_examples)
@@ -513,6 +541,39 @@ def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
     return () if list(stages) == [parent.key] else tuple(stages.values())
 
 
+def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recovery) -> Train | Prune | Recover:
+    """What becomes of one dense network in one cell: pruned and recovered, once or in rounds."""
+
+    def recovered(network: Train | Prune, fit: Fit, start_epoch: int = 0, rewind: bool = False) -> Recover:
+        return Recover(
+            network,
+            recovery.losses,
+            fit,
+            recovery.window,
+            _teacher_stages(dense, recovery),
+            recovery.ensemble,
+            recovery.from_scratch,
+            recovery.cache_logits,
+            start_epoch=start_epoch,
+            rewind=rewind,
+            title=recovery.title,
+        )
+
+    if how is None:
+        return recovered(dense, recovery.fit)
+    if not isinstance(how.schedule, pruning.Iterative):
+        pruned = Prune(dense, how.method, sparsity, how.schedule, title=how.title)
+        return recovered(pruned, recovery.fit) if recovery.losses else pruned
+    network = None
+    for target in how.schedule.rounds(sparsity):
+        pruned = Prune(dense, how.method, target, previous=network, title=how.title)
+        if how.schedule.rewind == "none":
+            network = recovered(pruned, recovery.fit)
+        else:
+            network = recovered(pruned, dense.fit, how.schedule.epoch, how.schedule.rewind == "weights")
+    return network
+
+
 def check_before_training(todo: list[Stage], data_root: Path) -> None:
     """Refuses, before any time is spent, a network that does not take the images and a sparsity that cannot be reached."""
     seen: set[tuple] = set()
@@ -521,10 +582,12 @@ def check_before_training(todo: list[Stage], data_root: Path) -> None:
             seen.add(mark)
             split = load_splits(stage.data, data_root).train
             models.build(stage.network, input_shape=split.input_shape, classes=len(split.classes))
-        if isinstance(stage, Prune) and (mark := (stage.method, stage.sparsity)) not in seen:
+        if isinstance(stage, Prune) and (mark := (stage.method, stage.sparsity, stage.schedule)) not in seen:
             seen.add(mark)
             split = load_splits(stage.dense.data, data_root).train
             network = models.build(
                 stage.dense.network, input_shape=split.input_shape, classes=len(split.classes), seed=stage.seed
             )
-            pruning.check(network, stage.method, stage.sparsity, torch.zeros(2, *split.input_shape))
+            pruning.check(
+                network, stage.method, stage.sparsity, torch.zeros(2, *split.input_shape), schedule=stage.schedule
+            )

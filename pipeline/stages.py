@@ -70,7 +70,39 @@ def load_network(folder: Path) -> StoredNetwork:
     for name, mask in masks.items():
         if torch.count_nonzero(network.get_parameter(name)[~mask]):
             raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+    if (folder / "size.json").exists():
+        size = json.loads((folder / "size.json").read_text())
+        for name, share in size["layers"].items() if masks else ():
+            found = 1 - int(torch.count_nonzero(weight := network.get_parameter(name))) / weight.numel()
+            if abs(found - share) > 1e-9:
+                raise UserError(
+                    f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; delete the folder to compute "
+                    "it again"
+                )
+        if (found := sum(parameter.numel() for parameter in network.parameters())) != size["parameters"]:
+            raise UserError(
+                f"{folder}: the network has {found} parameters, size.json says {size['parameters']}; delete the folder to "
+                "compute it again"
+            )
     return StoredNetwork(network, info, masks)
+
+
+def rewind(stored: StoredNetwork, early: Path) -> None:
+    """Gives a pruned network the weights that the file holds of its dense parent, less what was removed."""
+    dense = models.fresh(stored.info)
+    dense.load_state_dict(models.load_tensors(early))
+    example = torch.zeros(1, *stored.info.input_shape)
+    network = pruning.rewind(dense, masks=stored.masks, removed=list(stored.info.removed), example=example)
+    stored.network.load_state_dict(network.state_dict())
+
+
+def pruning_examples(data: Data, context: Context, normalisation: Normalisation, seed: int) -> Batch:
+    """What data-driven criteria look at. Drawn: the training split itself is sorted by class in some datasets."""
+    train = load_splits(data, context.data_root).train
+    rows = np.random.default_rng((seed, 7)).permutation(len(train))[:PRUNING_EXAMPLES]
+    batch = next(Batches(train.take(rows), normalisation, batch_size=PRUNING_EXAMPLES).in_order())
+    images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+    return replace(batch, images=images)
 
 
 def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
@@ -103,6 +135,7 @@ class Train(Stage):
     network: str
     fit: training.Fit
     seed: int
+    keep_epochs: tuple[int, ...] = ()  # early weights that pruning rewinds to
 
     def label(self) -> str:
         return f"train {self.network} · seed {self.seed}"
@@ -119,17 +152,23 @@ class Train(Stage):
         info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
         np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
         losses = distillation.parse_losses("ce", "train.losses")
-        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0))
+        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs)
         models.save(folder, network, info)
 
 
 @dataclass(frozen=True)
 class Prune(Stage):
-    """A dense network with weights removed, not trained afterwards."""
+    """A network with weights removed, not trained afterwards.
+
+    sparsity: share of the dense network's prunable weights. schedule: under one that grows, this stage makes the start,
+    and the recovery goes on from there. previous: the recovered network of the round before, in iterative pruning.
+    """
 
     dense: Train
     method: pruning.Method
     sparsity: float
+    schedule: pruning.Schedule = field(default_factory=pruning.OneShot)
+    previous: Recover | None = None
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -140,19 +179,36 @@ class Prune(Stage):
         return f"prune {self.title or self.method.name} {self.sparsity:g} · seed {self.seed}"
 
     def run(self, folder: Path, context: Context) -> None:
-        stored = load_network(context.open(self.dense))
-        splits = load_splits(self.dense.data, context.data_root)
-        # Examples come from the training split in a drawn order: the split itself is sorted by class in some datasets.
-        rows = np.random.default_rng((self.seed, 7)).permutation(len(splits.train))[:PRUNING_EXAMPLES]
-        batches = Batches(splits.train.take(rows), stored.normalisation, batch_size=PRUNING_EXAMPLES)
-        batch = next(batches.in_order())
-        images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+        stored = load_network(context.open(self.previous or self.dense))
+        dense = load_network(context.open(self.dense)).network if self.previous else stored.network
+        batch = pruning_examples(self.dense.data, context, stored.normalisation, self.seed)
         pruned = pruning.prune(
-            stored.network, self.method, self.sparsity, images=images, labels=batch.labels, seed=self.seed
+            stored.network,
+            self.method,
+            self.schedule.at(0, self.sparsity),
+            images=batch.images,
+            labels=batch.labels,
+            seed=self.seed,
+            previous=stored.masks or None,
+            dense=dense,
         )
+        if pruned.masks:
+            self.masker(pruned.network, pruned.masks, batch).verify()
         info = models.with_removed(stored.info, pruned.removed)
         models.save(folder, pruned.network, info, pruned.masks)
-        write_size(folder, pruned.network, dense=stored.network, method=self.method)
+        write_size(folder, pruned.network, dense=dense, method=self.method)
+
+    def masker(self, network: nn.Module, masks: pruning.Masks, batch: Batch) -> pruning.Masker:
+        return pruning.Masker(
+            network,
+            masks,
+            method=self.method,
+            sparsity=self.sparsity,
+            schedule=self.schedule,
+            images=batch.images,
+            labels=batch.labels,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -164,6 +220,8 @@ class Recover(Stage):
     physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
     cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
     same teacher; the result is the same to the last bit, so it names nothing.
+    start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
+    left start from what they were in the dense network after ``start_epoch`` epochs.
     """
 
     network: Train | Prune
@@ -174,6 +232,8 @@ class Recover(Stage):
     ensemble: str = "average"
     from_scratch: bool = False
     cache_logits: bool = field(default=False, metadata=OUTSIDE_KEY)
+    start_epoch: int = 0
+    rewind: bool = False
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -202,11 +262,12 @@ class Recover(Stage):
         if self.from_scratch:
             stored = reinitialised(stored, self.seed)
         splits = load_splits(self.dense.data, context.data_root)
+        if self.rewind:
+            rewind(stored, context.open(self.dense) / f"epoch{self.start_epoch}.safetensors")
         masker = None
         if stored.masks:
-            masker = pruning.Masker(
-                stored.network, stored.masks, method=self.network.method, sparsity=self.network.sparsity
-            )
+            batch = pruning_examples(self.dense.data, context, stored.normalisation, self.seed)
+            masker = self.network.masker(stored.network, stored.masks, batch)
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
@@ -222,6 +283,7 @@ class Recover(Stage):
             splits,
             stream=self.stream,
             masker=masker,
+            start_epoch=self.start_epoch,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
@@ -313,6 +375,8 @@ def _fit(
     *,
     stream: tuple[int, int],
     masker: pruning.Masker | None = None,
+    start_epoch: int = 0,
+    keep_epochs: tuple[int, ...] = (),
     objective: dict | None = None,
 ) -> None:
     """Trains in place and writes ``history.csv``, one row per epoch."""
@@ -340,6 +404,8 @@ def _fit(
         seed=stream,
         folder=folder,
         masker=masker,
+        start_epoch=start_epoch,
+        keep_epochs=keep_epochs,
         report=context.report,
     )
     write_rows(folder / "history.csv", history)

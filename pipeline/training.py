@@ -115,6 +115,8 @@ def fit(
     seed: tuple[int, ...],
     folder: Path,
     masker: Masker | None = None,
+    start_epoch: int = 0,
+    keep_epochs: tuple[int, ...] = (),
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, values: None,
 ) -> list[dict[str, float]]:
     """Trains the network in place and returns one record per epoch (loss terms, validation accuracy, learning rate).
@@ -123,6 +125,8 @@ def fit(
     seed: with the epoch it fixes order and augmentation; runs with equal seeds see the same images.
     folder: where the checkpoint lies while training runs; a run that finds one goes on from it, and ends with the same
     weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
+    start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
+    rest. keep_epochs: also writes the weights after these many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -145,9 +149,11 @@ def fit(
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
     checkpoint = folder / "checkpoint.safetensors"
-    done, history = 0, []
+    done, history = start_epoch, []
     if checkpoint.exists():
         done, history = _restore(checkpoint, network, objective, optimizer, masker)
+    elif 0 in keep_epochs:
+        save_tensors(folder / "epoch0.safetensors", network.state_dict())
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
     shown = started = time.monotonic()
@@ -188,6 +194,8 @@ def fit(
         speed = (epoch + 1 - done) * steps_per_epoch * options.batch_size / (time.monotonic() - started)
         values = {"loss": means["loss"], "validation accuracy": accuracy, "images/s": speed}
         report((epoch + 1) * steps_per_epoch, steps, values)
+        if epoch + 1 in keep_epochs:
+            save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
         if epoch + 1 < options.epochs:
             _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
     observer.close()

@@ -589,7 +589,7 @@ def test_latency_alternates_and_reports_each_batch_size():
 def test_rewind_restores_the_early_weights_under_the_mask():
     method, early = METHODS["magnitude"](), build(seed=5)
     pruned = prune(build(seed=6), method, 0.8)
-    back = rewind(pruned.network, pruned.masks, early.state_dict())
+    back = rewind(early, masks=pruned.masks)
     for name, mask in pruned.masks.items():
         assert torch.equal(back.get_parameter(name), early.get_parameter(name) * mask)
     assert torch.equal(back.stem.weight, early.stem.weight)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.folding import copy_network
+from pipeline.pruning.channels import replay
 from pipeline.pruning.masks import MaskMethod, apply_masks
 from pipeline.pruning.method import Examples, Masks, prunable, refuse_schedule
 from pipeline.pruning.schedules import OneShot, Schedule
@@ -107,16 +110,19 @@ class Masker:
             )
 
 
-def rewind(network: nn.Module, masks: Masks, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of a masked network whose surviving weights (and buffers) are those of an earlier state.
+def rewind(
+    early: nn.Module, *, masks: Masks, removed: list[dict[str, Any]] | None = None, example: Tensor | None = None
+) -> nn.Module:
+    """A copy of the dense network at an earlier time, with the same weights or channels removed as later.
 
     Frankle et al. 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis": train, prune by the final
     weights, go back to the weights of an early step, train again.
 
     Args:
-        weights: the ``state_dict`` of the same network at the earlier step.
+        early: the dense network with its earlier weights and buffers.
+        masks, removed: of the pruned network. example: as for ``replay``, which needs it where channels are removed.
     """
-    result = copy_network(network)
-    result.load_state_dict(weights)
+    result = copy_network(early)
+    replay(result, removed or [], example)
     apply_masks(result, masks)
     return result

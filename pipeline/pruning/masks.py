@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from pipeline.folding import batchnorm_after, copy_network
+from pipeline.folding import batchnorm_after
 from pipeline.pruning.method import METHODS, Examples, Masks, Method, evaluating, prunable
 from pipeline.registry import UserError
 
@@ -285,8 +286,8 @@ class GraSP(Unstructured):
 class Movement(Unstructured):
     """Weights that training moves towards zero go: minus the sum over steps of w dL/dw (Sanh et al. 2020, equation 4).
 
-    A copy of the network takes ``steps`` steps of SGD with ``learning_rate`` on batches of ``batch_size`` drawn from
-    the examples, BatchNorm statistics fixed; the scores add up on the way, the network itself keeps its weights.
+    ``steps`` steps of SGD with ``learning_rate`` on batches of ``batch_size`` drawn from the examples, BatchNorm
+    statistics fixed, move a copy of the weights; the scores add up on the way, the network keeps its own.
     """
 
     steps: int = 20
@@ -295,20 +296,20 @@ class Movement(Unstructured):
 
     def scores(self, network, weights, examples):
         examples.need(self.name, labels=True)
-        moving = copy_network(network)
-        parameters = [moving.get_parameter(name) for name in weights]
-        scores = [torch.zeros_like(parameter) for parameter in parameters]
+        # Not a copy of the network: under a gradual schedule it carries the hooks of whoever trains it.
+        moving = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+        scores = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         generator = torch.Generator().manual_seed(examples.seed)
         for _ in range(self.steps):
             drawn = torch.randperm(len(examples.labels), generator=generator)[: self.batch_size]
             drawn = drawn.to(examples.labels.device)
-            loss = cross_entropy(moving(examples.images[drawn]), examples.labels[drawn])
-            gradients = torch.autograd.grad(loss, parameters)
+            logits = functional_call(network, moving, (examples.images[drawn],))
+            gradients = gradients_of(cross_entropy(logits, examples.labels[drawn]), moving)
             with torch.no_grad():
-                for score, parameter, gradient in zip(scores, parameters, gradients, strict=True):
-                    score.sub_(parameter * gradient)
-                    parameter.sub_(self.learning_rate * gradient)
-        return dict(zip(weights, scores, strict=True))
+                for name, weight in moving.items():
+                    scores[name].sub_(weight * gradients[name])
+                    weight.sub_(self.learning_rate * gradients[name])
+        return scores
 
 
 # ---------------------------------------------------------------------------------------------- filters and patterns

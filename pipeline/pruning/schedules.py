@@ -38,17 +38,22 @@ class Iterative(Schedule):
     """Several rounds of prune and recover; every round removes the same share of the weights that are left.
 
     steps: the number of rounds.
-    rewind: where each round's recovery starts: ``weights`` (surviving weights go back to an earlier state, Frankle et
-    al. 2020; see :func:`pipeline.pruning.rewind`), ``learning_rate`` (they stay and the learning rate's schedule is
-    repeated, Renda et al. 2020) or ``none`` (they stay, ordinary fine-tuning).
+    rewind: where each round's recovery starts: ``weights`` (surviving weights go back to what they were after ``epoch``
+    epochs of dense training, and are trained as they were from there on; Frankle et al. 2020), ``learning_rate`` (they
+    stay, and only the rest of that training is repeated; Renda et al. 2020) or ``none`` (they stay, ordinary
+    fine-tuning).
+    epoch: 0 goes back to the initial weights, and to the first value of the learning rate.
     """
 
     steps: int = 5
     rewind: str = "learning_rate"
+    epoch: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps {self.steps} is less than 1")
+        if self.epoch < 0:
+            raise ValueError(f"epoch {self.epoch} is negative")
         if self.rewind not in ("weights", "learning_rate", "none"):
             raise ValueError(f"rewind '{self.rewind}' is not one of weights, learning_rate, none")
 

@@ -1,0 +1,160 @@
+"""Pruning schedules through the stages: each ends at the sparsity asked, from the start that it promises."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import experiment, models, pruning, stages
+from pipeline.registry import UserError
+from pipeline.stage import Context, Store, walk
+from pipeline.stages import Prune, Recover, Train, load_network, load_splits, rewind
+
+SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
+SHORT = ["seeds=1", "data.examples=240", "train.epochs=2", "recover.epochs=2", "recoveries=[finetune]"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+def compute(root, *overrides):
+    """The networks of a small study, computed here; one store for all tests, so that dense networks are shared."""
+    study = experiment.load(SMOKE, [*SHORT, *overrides])
+    plan = experiment.plan(study, root / "data")
+    store = Store(root)
+    experiment.check_before_training(walk(plan.targets("recover")), root / "data")
+    for stage in walk(plan.targets("recover")):
+        store.execute(stage, Context(store, root / "data"))
+    return store, [network for cell in plan.cells if cell.sparsity for network in cell.networks]
+
+
+def size(store, stage):
+    return json.loads((store.open(stage) / "size.json").read_text())
+
+
+def removed(masks):
+    return {name: ~mask for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in pruning.METHODS if pruning.METHODS[name].grows])
+def test_gradual_grows_while_it_recovers(root, name, monkeypatch):
+    monkeypatch.setattr(stages, "PRUNING_EXAMPLES", 32)
+    store, (network,) = compute(root, f"prunings=[{{name: {name}, schedule: {{name: gradual, initial: 0.1, updates: 3}}}}]")
+    step = 1 / 16 if name == "filters" else 1e-4  # filters go whole, and the narrowest layer has 16
+    assert size(store, network.network)["sparsity"] == pytest.approx(0.1, abs=step)
+    assert size(store, network)["sparsity"] == pytest.approx(0.8, abs=step)
+    start, end = (load_network(store.open(stage)).masks for stage in (network.network, network))
+    for parameter, gone in removed(start).items():
+        assert not (gone & end[parameter]).any(), "a removed weight came back"
+
+
+def test_gradual_from_nothing_with_distillation(root):
+    store, (network,) = compute(
+        root, "recoveries=[kd]", "prunings=[{name: magnitude, schedule: {name: gradual, initial: 0}}]"
+    )
+    assert size(store, network.network)["sparsity"] == 0
+    assert size(store, network)["sparsity"] == pytest.approx(0.8, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "channels"])
+@pytest.mark.parametrize("rewind", ["weights", "learning_rate", "none"])
+def test_iterative_rounds(root, method, rewind):
+    schedule = f"{{name: iterative, steps: 2, rewind: {rewind}, epoch: 1}}"
+    store, (last,) = compute(root, f"prunings=[{{name: {method}, schedule: {schedule}}}]")
+    assert isinstance(last, Recover) and isinstance(last.network, Prune)
+    first = last.network.previous
+    assert isinstance(first, Recover) and first.network.previous is None and isinstance(first.dense, Train)
+    tolerance = 1e-4 if method == "magnitude" else 0.02
+    assert size(store, first)["sparsity"] == pytest.approx(1 - 0.2**0.5, abs=tolerance)
+    assert size(store, last)["sparsity"] == pytest.approx(0.8, abs=tolerance)
+    for stage in (first, last):
+        with (store.open(stage) / "history.csv").open() as file:
+            epochs = [row["epoch"] for row in csv.DictReader(file)]
+        assert epochs == (["1", "2"] if rewind == "none" else ["2"]), "rewinding repeats train from its second epoch on"
+    assert (last.fit == last.dense.fit) == (rewind != "none")
+    assert last.rewind == (rewind == "weights")
+    if method == "magnitude":
+        earlier, later = (load_network(store.open(stage)).masks for stage in (first, last))
+        for name, gone in removed(earlier).items():
+            assert not (gone & later[name]).any()
+    else:
+        earlier, later = (load_network(store.open(stage)).info.removed for stage in (first, last))
+        assert later[: len(earlier)] == earlier and len(later) > len(earlier)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "channels"])
+def test_rewound_weights_are_the_early_ones(root, method):
+    schedule = "{name: iterative, steps: 2, rewind: weights, epoch: 1}"
+    store, (network,) = compute(root, f"prunings=[{{name: {method}, schedule: {schedule}}}]")
+    stored = load_network(store.open(network.network))
+    path = store.open(network.dense) / "epoch1.safetensors"
+    shapes = {name: value.shape for name, value in stored.network.state_dict().items()}
+    rewind(stored, path)
+    early, dense = models.load_tensors(path), models.load_tensors(path.with_name("weights.safetensors"))
+    assert not torch.equal(early["stem.0.weight"], dense["stem.0.weight"])
+    for name, value in stored.network.state_dict().items():
+        assert value.shape == shapes[name]
+        if method == "magnitude":
+            assert torch.equal(value, early[name] * stored.masks.get(name, 1)), name
+        else:
+            assert set(value.flatten().tolist()) <= set(early[name].flatten().tolist()), name
+
+
+def test_keeping_early_weights_changes_nothing_else(root):
+    store = Store(root)
+    study = experiment.load(SMOKE, SHORT)
+    plain = experiment.plan(study, root / "data").dense[0]
+    keeping = dataclasses.replace(plain, keep_epochs=(0, 1))
+    for stage in (plain, keeping):
+        store.execute(stage, Context(store, root / "data"))
+    first, second = (models.load_tensors(store.open(stage) / "weights.safetensors") for stage in (plain, keeping))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    shape = load_splits(plain.data, root / "data").train.input_shape
+    initial = models.build(plain.network, input_shape=shape, classes=4, seed=0).state_dict()
+    kept = models.load_tensors(store.open(keeping) / "epoch0.safetensors")
+    assert all(torch.equal(initial[name], kept[name]) for name in initial)
+
+
+def test_damaged_networks_are_refused_on_reload(root, tmp_path):
+    store, (network,) = compute(root, "prunings=[magnitude]")
+    folder = tmp_path / "network"
+    shutil.copytree(store.open(network), folder)
+    weights = models.load_tensors(folder / "weights.safetensors")
+    name = "stage1.0.conv1.weight"
+    alive = weights[name].flatten().nonzero()[0]
+    weights[name].view(-1)[alive] = 0
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(UserError, match=f"{name} has sparsity .*, size.json says"):
+        load_network(folder)
+    weights[name][:] = 1
+    save_file(weights, folder / "weights.safetensors")
+    with pytest.raises(UserError, match=f"{name} has weights where its mask has none"):
+        load_network(folder)
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        (["prunings=[{name: magnitude, schedule: gradual}]", "recoveries=[none]"], "'none' does not train, which .* gradual"),
+        (["prunings=[{name: magnitude, schedule: iterative}]", "recoveries=[kd,none]"], "'none' does not train, .* iterative"),
+        (["prunings=[{name: channels, schedule: gradual}]"], "prunings.0.schedule: channels cannot follow gradual"),
+        (["prunings=[{name: magnitude, schedule: gradul}]"], r"prunings.0.schedule: 'gradul' .*did you mean 'gradual'\?"),
+        (["prunings=[{name: magnitude, schedule: {name: gradual, end: 2}}]"], "prunings.0.schedule: begin 0.0 and end 2.0"),
+        (["prunings=[{name: magnitude, schedule: {name: iterative, epoch: 9}}]"], "goes back to epoch 9, but training has"),
+        (
+            ["prunings=[{name: magnitude, schedule: iterative}]", "recoveries=[{losses: kd, fit: {epochs: 3}}]"],
+            "'kd' has a fit of its own",
+        ),
+    ],
+)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        experiment.load(SMOKE, [*SHORT, *overrides])
+    assert "\n" not in str(error.value)
