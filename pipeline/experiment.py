@@ -313,6 +313,11 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                     f"recoveries: '{recovery.title}' does not train, which the schedule {schedule.name} of pruning "
                     f"'{one.title}' needs; leave one of them out"
                 )
+            if isinstance(schedule, pruning.Iterative) and schedule.rewind == "weights" and recovery.from_scratch:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' starts from scratch, but pruning '{one.title}' goes back to weights of "
+                    "the dense network; drop from_scratch, or choose another rewind"
+                )
             if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
                 raise UserError(
                     f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train from "
