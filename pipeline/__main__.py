@@ -19,6 +19,7 @@ STAGE_VERBS = {
     "recover": "recover the pruned networks",
     "predict": "predict the test split",
     "score": "measure the bias per class: rates, CEV, SDE, and everything beside them",
+    "latency": "time pruned networks against their dense ones",
     "similarity": "measure similarity to the dense networks",
     "correlate": "correlate similarity and bias",
     "report": "write tables, figures and the page",
@@ -210,7 +211,7 @@ def show(published: Path, console, *, as_json: bool) -> int:
         return 0
     table = report.terminal_table(summary)
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a log file has no edge
+        console.width = max(console.width, 180)  # a log file has no edge
     console.print(table)
     for sentence in summary["sentences"]:
         console.print(sentence, highlight=False, markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipeline import distillation, models, pruning
 from pipeline.data import DATASETS, Data
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
-from pipeline.stages import Correlate, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
+from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
 from pipeline.training import Fit
 
 SECTIONS = {
@@ -28,8 +28,9 @@ SECTIONS = {
     "train": "how the dense network is trained (fields of training.Fit)",
     "recover": "how pruned networks are trained further (fields of training.Fit)",
     "sparsities": "shares of the prunable weights to remove, in [0, 1)",
-    "prunings": "pruning methods: names, or mappings of name, options, schedule (one_shot, gradual, iterative) and title",
-    "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, title, fit",
+    "prunings": "pruning methods: names, or mappings of name, options, schedule, title",
+    "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
+    "from_scratch, cache_logits, title, fit",
     "resamples": "bootstrap resamples behind each interval",
     "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
@@ -61,15 +62,26 @@ class Pruning:
 
 
 @dataclass(frozen=True)
+class Teaching:
+    """Dense networks to learn from: one per seed; seeds empty: the student's own seed."""
+
+    network: str
+    fit: Fit
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Recovery:
-    """losses empty: nothing is trained after pruning."""
+    """losses empty: nothing is trained after pruning. teachers empty: the dense parent."""
 
     title: str
     losses: tuple[distillation.Loss, ...]
     fit: Fit
     window: tuple[float, float] = (0.0, 1.0)
-    teachers: tuple[tuple[str, int], ...] = ()
+    teachers: tuple[Teaching, ...] = ()
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = False
     own_fit: bool = False
 
 
@@ -147,7 +159,7 @@ def parse(content: Mapping[str, Any]) -> Study:
         _pruning(value, f"prunings.{number}") for number, value in enumerate(_list(content["prunings"], "prunings"))
     )
     recoveries = tuple(
-        _recovery(value, content["recover"], recover, f"recoveries.{number}")
+        _recovery(value, content, recover, f"recoveries.{number}")
         for number, value in enumerate(_list(content["recoveries"], "recoveries"))
     )
     for key, titles in (("prunings", [one.title for one in prunings]), ("recoveries", [one.title for one in recoveries])):
@@ -222,13 +234,13 @@ def _sparsities(value: Any) -> tuple[float, ...]:
     return tuple(sorted(set(found) - {0.0}))
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
+def _seeds(value: Any, where: str = "seeds") -> tuple[int, ...]:
     if isinstance(value, list | tuple) or (isinstance(value, str) and "," in value):
-        seeds = tuple(dict.fromkeys(_integer(part, "seeds", 0) for part in _list(value, "seeds")))
+        seeds = tuple(dict.fromkeys(_integer(part, where, 0) for part in _list(value, where)))
         if not seeds:
-            raise UserError("seeds: empty; give a number of seeds or a list of them")
+            raise UserError(f"{where}: empty; give a number of seeds or a list of them")
         return seeds
-    return tuple(range(_integer(value, "seeds", 1)))
+    return tuple(range(_integer(value, where, 1)))
 
 
 def _data(value: Any) -> Data:
@@ -248,7 +260,7 @@ def _data(value: Any) -> Data:
     dataset = DATASETS.build(options, "data")
     plain = {key: part for key, part in split.items() if key != "keep"}
     try:
-        return dataclasses.replace(
+        return replace(
             build(_DataOptions, plain, "data").of(dataset), keep=tuple(split.get("keep", ()))
         )
     except ValueError as error:
@@ -280,8 +292,8 @@ def _pruning(value: Any, where: str) -> Pruning:
     method = pruning.METHODS.build(options, where)
     if schedule.grows and not method.grows:
         raise UserError(
-            f"{where}.schedule: {method.name} cannot follow {schedule.name}, only masks over weights or filters can grow "
-            "while the network trains; use one_shot or iterative"
+            f"{where}.schedule: {method.name} cannot follow {schedule.name}, only masks over weights or filters can "
+            "grow while the network trains; use one_shot or iterative"
         )
     given = method.name if isinstance(schedule, pruning.OneShot) else f"{method.name} {schedule.name}"
     return Pruning(str(title or given), method, schedule)
@@ -298,15 +310,20 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                     f"recoveries: '{recovery.title}' does not train, which the schedule {schedule.name} of pruning "
                     f"'{one.title}' needs; leave one of them out"
                 )
+            if isinstance(schedule, pruning.Iterative) and recovery.from_scratch:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' starts from_scratch, which leaves nothing to prune in rounds; "
+                    f"leave it or pruning '{one.title}' out"
+                )
             if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
                 raise UserError(
-                    f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train from "
-                    f"epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
+                    f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train "
+                    f"from epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
                 )
         if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and schedule.epoch >= train.epochs:
             raise UserError(
-                f"prunings: '{one.title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; give "
-                "schedule.epoch less than train.epochs"
+                f"prunings: '{one.title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; "
+                "give schedule.epoch less than train.epochs"
             )
 
 
@@ -317,10 +334,12 @@ class _RecoveryOptions:
     window: tuple[float, float] = (0.0, 1.0)
     teachers: Any = None
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = False
     fit: Any = None
 
 
-def _recovery(value: Any, shared: Mapping[str, Any], fit: Fit, where: str) -> Recovery:
+def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> Recovery:
     options = {"losses": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else None
     if options is None:
         raise UserError(f"{where}: '{value}' is no recovery; give none, finetune, or losses such as kd")
@@ -332,16 +351,74 @@ def _recovery(value: Any, shared: Mapping[str, Any], fit: Fit, where: str) -> Re
         if expression is None:
             raise UserError(f"{where}.losses: missing; give none, finetune, or losses such as kd")
     if chosen.fit is not None:
-        merged = OmegaConf.to_container(OmegaConf.merge(dict(shared), dict(chosen.fit)))
-        fit = _fit(merged, f"{where}.fit")
+        fit = _changed_fit(content["recover"], chosen.fit, f"{where}.fit")
     start, end = chosen.window
     if not 0 <= start < end <= 1:
         raise UserError(f"{where}.window: {list(chosen.window)} is refused; give two rising shares of training in [0, 1]")
-    if chosen.ensemble not in ("average", "random"):
-        raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, ('average', 'random'))}")
+    if chosen.ensemble not in distillation.ENSEMBLES:
+        raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, distillation.ENSEMBLES)}")
     losses = () if expression is None else distillation.parse_losses(expression, f"{where}.losses")
+    if not any(loss.needs_teacher for loss in losses):
+        for option in ("window", "teachers", "ensemble", "cache_logits"):
+            if getattr(chosen, option) != getattr(_RecoveryOptions(), option):
+                raise UserError(f"{where}.{option}: no loss here asks a teacher; drop it, or add a loss such as kd")
+    features = [loss.name for loss in losses if loss.needs_features]
+    if chosen.cache_logits and features:
+        raise UserError(f"{where}.cache_logits: '{features[0]}' reads features, which are not kept; set it to false")
+    if chosen.from_scratch and not losses:
+        raise UserError(f"{where}.from_scratch: nothing is trained here; drop it, or give losses such as finetune")
+    teachers = _teachers(chosen.teachers, content, f"{where}.teachers")
+    if chosen.ensemble != "average" and sum(len(one.seeds) or 1 for one in teachers) < 2:
+        raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
     title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
-    return Recovery(title, losses, fit, (start, end), (), chosen.ensemble, chosen.fit is not None)
+    return Recovery(
+        title,
+        losses,
+        fit,
+        (start, end),
+        teachers,
+        chosen.ensemble,
+        chosen.from_scratch,
+        chosen.cache_logits,
+        own_fit=chosen.fit is not None,
+    )
+
+
+def _changed_fit(shared: Mapping[str, Any], changes: Any, where: str) -> Fit:
+    """The options of a section with some of them changed."""
+    if not isinstance(changes, Mapping):
+        return _fit(changes, where)
+    return _fit(OmegaConf.to_container(OmegaConf.merge(dict(shared), dict(changes))), where)
+
+
+@dataclass(frozen=True)
+class _TeachingOptions:
+    network: str = ""
+    train: Any = None
+    seeds: Any = None
+
+
+def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Teaching, ...]:
+    """``parent``, ``{network, train, seeds}`` (each the study's own where it is absent), or a list of these."""
+    if value is None:
+        return ()
+    found = []
+    for number, part in enumerate(value if isinstance(value, list | tuple) else [value]):
+        place = f"{where}.{number}" if isinstance(value, list | tuple) else where
+        if part != "parent" and not isinstance(part, Mapping):
+            raise UserError(f"{place}: '{part}' is no teacher; give parent, or a mapping such as {{seeds: [1, 2, 3]}}")
+        options = build(_TeachingOptions, {} if part == "parent" else part, place)
+        network = options.network or str(content["network"])
+        try:
+            models.check_network(network)
+        except UserError as error:
+            raise UserError(f"{place}.{error}") from None
+        fit = _changed_fit(content["train"], options.train or {}, f"{place}.train")
+        seeds = () if options.seeds is None else _seeds(options.seeds, f"{place}.seeds")
+        found.append(Teaching(network, fit, seeds))
+    if not found:
+        raise UserError(f"{where}: empty; name a teacher, or leave it out for the dense parent")
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -354,6 +431,7 @@ class Cell:
     networks: tuple[Train | Prune | Recover, ...]
     score: Score
     similarities: tuple[Similarity, ...]
+    latency: Latency | None  # of the first seed; None for dense networks
 
 
 @dataclass(frozen=True)
@@ -374,6 +452,7 @@ class Plan:
             "recover": [one for one in networks if isinstance(one, Recover)],
             "predict": [*self.cells[0].score.references, *(part for cell in self.cells for part in cell.score.candidates)],
             "score": [cell.score for cell in self.cells],
+            "latency": [cell.latency for cell in self.cells if cell.latency],
             "similarity": [*self.floor, *(part for cell in self.cells for part in cell.similarities)],
             "correlate": [self.correlate],
             "report": [self.report],
@@ -413,7 +492,7 @@ def plan(study: Study, data_root: Path) -> Plan:
                 Similarity(parent, network, study.similarity_examples)
                 for parent, network in zip(dense, recovered, strict=True)
             )
-            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities))
+            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities, _latency(recovered[0])))
     if not cells:
         raise UserError("the study has nothing to compare: give a sparsity above 0, or a recovery other than none")
     floor = tuple(
@@ -431,6 +510,7 @@ def plan(study: Study, data_root: Path) -> Plan:
         similarities=similarities,
         floor=floor,
         correlate=correlate,
+        latencies=tuple(cell.latency for cell in cells),
         configuration=OmegaConf.to_yaml(OmegaConf.create(study.resolved)),
     )
     return Plan(dense, tuple(cells), floor, correlate, report)
@@ -445,8 +525,10 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
             recovery.losses,
             fit,
             recovery.window,
-            (),
+            _teacher_stages(dense, recovery),
             recovery.ensemble,
+            recovery.from_scratch,
+            recovery.cache_logits,
             start_epoch,
             rewind,
             title=recovery.title,
@@ -465,12 +547,34 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
         else:
             network = recovered(pruned, dense.fit, how.schedule.epoch, how.schedule.rewind == "weights")
     return network
+def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
+    """The dense networks that one student learns from; empty for its parent alone."""
+    stages: dict[str, Train] = {}
+    for teaching in recovery.teachers:
+        for seed in teaching.seeds or (parent.seed,):
+            stage = replace(parent, network=teaching.network, fit=teaching.fit, seed=seed)
+            if stage.key in stages:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' names the teacher '{stage.label()}' twice for the student of seed "
+                    f"{parent.seed}; leave one out"
+                )
+            stages[stage.key] = stage
+    return () if list(stages) == [parent.key] else tuple(stages.values())
+
+
+def _latency(network: Train | Prune | Recover) -> Latency | None:
+    pruned = network.network if isinstance(network, Recover) else network
+    return Latency(pruned) if isinstance(pruned, Prune) else None
 
 
 def check_before_training(todo: list[Stage], data_root: Path) -> None:
     """Refuses, before any time is spent, a network that does not take the images and a sparsity that cannot be reached."""
     seen: set[tuple] = set()
     for stage in todo:
+        if isinstance(stage, Train) and (mark := (stage.data, stage.network)) not in seen:
+            seen.add(mark)
+            split = load_splits(stage.data, data_root).train
+            models.build(stage.network, input_shape=split.input_shape, classes=len(split.classes))
         if isinstance(stage, Prune) and (mark := (stage.method, stage.sparsity, stage.schedule)) not in seen:
             seen.add(mark)
             split = load_splits(stage.dense.data, data_root).train

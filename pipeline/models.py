@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -383,14 +385,17 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[
 def save(folder: Path, network: nn.Module, info: NetworkInfo, masks: dict[str, Tensor] | None = None) -> None:
     """Writes ``model.json``, ``weights.safetensors`` and, where there are masks, ``masks.safetensors``."""
     (folder / "model.json").write_text(json.dumps(asdict(info), indent=1) + "\n")
-    save_weights(folder / "weights.safetensors", network)
+    save_tensors(folder / "weights.safetensors", network.state_dict())
     if masks:
-        save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, folder / "masks.safetensors")
+        save_tensors(folder / "masks.safetensors", masks)
 
 
-def save_weights(path: Path, network: nn.Module) -> None:
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    save_file(state, path)
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file aside, then renames it. Trouble with the disk is an OSError, as for any other file."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    aside = path.with_suffix(".aside")
+    aside.write_bytes(serialise(tensors, metadata))  # safetensors' own writer would hide a full disk in its error
+    os.replace(aside, path)
 
 
 def load_info(folder: Path) -> NetworkInfo:

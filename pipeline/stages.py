@@ -1,4 +1,4 @@
-"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate, Report.
+"""The stages of a study: Train, Prune, Recover, Latency, Predict, Score, Similarity, Correlate, Report.
 
 Each reads its inputs from the store, calls plain functions, and writes files.
 """
@@ -6,17 +6,19 @@ Each reads its inputs from the store, calls plain functions, and writes files.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
-from pipeline.data import Batch, Batches, Data, Normalisation, Splits
+from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError
@@ -24,6 +26,8 @@ from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
 PRUNING_EXAMPLES = 256
+AGAIN = "delete the folder to compute it again"
+TEACHER_TOLERANCE = 0.02  # in validation accuracy: another device moves an example or two, damage moves more
 
 
 @lru_cache(maxsize=2)
@@ -56,21 +60,15 @@ def load_network(folder: Path) -> StoredNetwork:
     masks = models.load_tensors(path) if path.exists() else {}
     for name, mask in masks.items():
         if torch.count_nonzero(network.get_parameter(name)[~mask]):
-            raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+            raise UserError(f"{folder}: {name} has weights where its mask has none; {AGAIN}")
     if (folder / "size.json").exists():
         size = json.loads((folder / "size.json").read_text())
         for name, share in size["layers"].items() if masks else ():
             found = 1 - int(torch.count_nonzero(weight := network.get_parameter(name))) / weight.numel()
             if abs(found - share) > 1e-9:
-                raise UserError(
-                    f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; delete the folder to compute "
-                    "it again"
-                )
+                raise UserError(f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; {AGAIN}")
         if (found := sum(parameter.numel() for parameter in network.parameters())) != size["parameters"]:
-            raise UserError(
-                f"{folder}: the network has {found} parameters, size.json says {size['parameters']}; delete the folder to "
-                "compute it again"
-            )
+            raise UserError(f"{folder}: {found} parameters, size.json says {size['parameters']}; {AGAIN}")
     return StoredNetwork(network, info, masks)
 
 
@@ -88,7 +86,8 @@ def pruning_examples(data: Data, context: Context, normalisation: Normalisation,
     train = load_splits(data, context.data_root).train
     rows = np.random.default_rng((seed, 7)).permutation(len(train))[:PRUNING_EXAMPLES]
     batch = next(Batches(train.take(rows), normalisation, batch_size=PRUNING_EXAMPLES).in_order())
-    images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+    # Contiguous, because criteria differentiate: see models.training_format.
+    images = batch.images.clone(memory_format=torch.contiguous_format)
     return replace(batch, images=images)
 
 
@@ -100,9 +99,10 @@ def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pr
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """A CSV with one column per key of the first row."""
+    """A CSV with one column per key that any row has; a row that lacks it leaves its place empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["empty"]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"])
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -204,6 +204,10 @@ class Recover(Stage):
     teachers: dense networks to learn from; the network's own dense parent where none is given.
     start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
     left start from what they were in the dense network after ``start_epoch`` epochs.
+    from_scratch: the network keeps its shape or masks and starts from new random weights, drawn by the seed: after
+    physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
+    cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
+    same teacher; the result is the same to the last bit, so it names nothing.
     """
 
     network: Train | Prune
@@ -212,6 +216,8 @@ class Recover(Stage):
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Train, ...] = ()
     ensemble: str = "average"
+    from_scratch: bool = False
+    cache_logits: bool = field(default=False, metadata=OUTSIDE_KEY)
     start_epoch: int = 0
     rewind: bool = False
     title: str = field(default="", metadata=OUTSIDE_KEY)
@@ -224,6 +230,11 @@ class Recover(Stage):
     def seed(self) -> int:
         return self.network.seed
 
+    @property
+    def stream(self) -> tuple[int, int]:
+        """Every arm of a seed sees the same images, so that differences between arms are the arms'."""
+        return self.seed, 1
+
     def inputs(self) -> list[Stage]:
         return [*super().inputs(), self.dense]
 
@@ -234,6 +245,8 @@ class Recover(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
+        if self.from_scratch:
+            stored = reinitialised(stored, self.seed)
         splits = load_splits(self.dense.data, context.data_root)
         if self.rewind:
             rewind(stored, context.open(self.dense) / f"epoch{self.start_epoch}.safetensors")
@@ -244,11 +257,8 @@ class Recover(Stage):
         teachers = []
         if any(loss.needs_teacher for loss in self.losses):
             for stage in self.teachers or (self.dense,):
-                teacher = load_network(context.open(stage))
-                example = torch.zeros(2, *teacher.info.input_shape)
-                folded = fold_batchnorm(teacher.network, example).to(context.device)
-                observer = Observer(folded, teacher.info.blocks, teacher.info.classifier)
-                teachers.append(distillation.Teacher(observer))
+                cache = self._cache(context, stage, splits) if self.cache_logits else None
+                teachers.append(load_teacher(context, stage, stored.info, splits.validation, cache=cache))
         _fit(
             self,
             folder,
@@ -257,8 +267,7 @@ class Recover(Stage):
             stored.info,
             self.losses,
             splits,
-            # Every arm of a seed sees the same images, so that differences between arms are the arms'.
-            stream=(self.seed, 1),
+            stream=self.stream,
             masker=masker,
             start_epoch=self.start_epoch,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
@@ -267,6 +276,78 @@ class Recover(Stage):
         if isinstance(self.network, Prune):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+
+    def _cache(self, context: Context, teacher: Train, splits: Splits) -> distillation.LogitsCache:
+        """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
+        fit, data = self.fit, self.dense
+        images = (data.data, data.identity, fit.epochs, fit.batch_size, fit.augmentation)
+        arithmetic = (fit.precision, context.device, context.threads, torch.__version__)
+        digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
+        name = f"{teacher.key}-{'-'.join(map(str, self.stream))}-{digest}.npy"
+        return distillation.LogitsCache(
+            context.data_root / "logits" / name,
+            draws=fit.epochs,
+            examples=len(splits.train),
+            classes=len(splits.train.classes),
+        )
+
+
+def reinitialised(stored: StoredNetwork, seed: int) -> StoredNetwork:
+    """A network of the same shape, or with the same masks, and new random weights.
+
+    They are not those that dense training of this seed started from, with which masks can find a lottery ticket
+    (Frankle and Carbin 2019). After physical removal the channels that remain keep the scale of the dense network's
+    initialisation.
+    """
+    info = stored.info
+    drawn = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
+    network = models.build(info.name, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
+    if info.removed:
+        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
+    pruning.apply_masks(network, stored.masks)
+    return StoredNetwork(network, info, stored.masks)
+
+
+def load_teacher(
+    context: Context,
+    stage: Train,
+    student: NetworkInfo,
+    validation: Split,
+    *,
+    cache: distillation.LogitsCache | None = None,
+) -> distillation.Teacher:
+    """A finished dense network, ready to teach.
+
+    Raises:
+        UserError: it has other classes or reads other images than the student, or does not repeat, within
+            ``TEACHER_TOLERANCE``, the validation accuracy that its own training recorded.
+    """
+    folder = context.open(stage)
+    stored = load_network(folder)
+    title = f"teachers: '{stage.label()}'"
+    for what, theirs, ours in (
+        ("classes", stored.info.classes, student.classes),
+        ("input shape", stored.info.input_shape, student.input_shape),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{title} has the {what} {_brief(theirs)}, the student {_brief(ours)}; "
+                "take one that was trained on the same data"
+            )
+    network = fold_batchnorm(stored.network, torch.zeros(2, *stored.info.input_shape)).to(context.device)
+    batches = Batches(validation, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
+    found = training.evaluate(network, batches)
+    recorded = float(read_rows(folder / "history.csv")[-1]["validation_accuracy"])
+    if abs(found - recorded) > TEACHER_TOLERANCE:
+        raise UserError(
+            f"{title} is right on {found:.1%} of the validation images, {recorded:.1%} when it was trained; "
+            f"delete {folder} to train it again, or take one that was trained on the same data"
+        )
+    return distillation.Teacher(Observer(network, stored.info.blocks, stored.info.classifier), cache=cache)
+
+
+def _brief(values: tuple) -> str:
+    return f"{', '.join(map(str, values[:4]))}{', ...' if len(values) > 4 else ''} ({len(values)})"
 
 
 def _fit(
@@ -314,6 +395,35 @@ def _fit(
         report=context.report,
     )
     write_rows(folder / "history.csv", history)
+
+
+@dataclass(frozen=True)
+class Latency(Stage):
+    """Time of a forward pass of a pruned network over that of its dense network.
+
+    A stage of its own, because time is no pure function of the networks: their folders stay the same bytes. Recovery
+    changes no shape, so the pruned network stands for what is recovered from it.
+    runs, seconds: at most, per batch size; see `pipeline.pruning.latency`.
+    """
+
+    network: Prune
+    runs: int = 30
+    seconds: float = 3.0
+    alone: ClassVar[bool] = True
+
+    def inputs(self) -> list[Stage]:
+        return [*super().inputs(), self.network.dense]
+
+    def label(self) -> str:
+        return f"latency · {self.network.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        dense = load_network(context.open(self.network.dense)).network.to(context.device)
+        example = torch.rand(1, *stored.info.input_shape, generator=torch.Generator().manual_seed(0)).to(context.device)
+        network = stored.network.to(context.device)
+        found = pruning.latency(network, dense=dense, example=example, runs=self.runs, seconds=self.seconds)
+        write_rows(folder / "rows.csv", [asdict(one) for one in found])
 
 
 @dataclass(frozen=True)
@@ -425,8 +535,8 @@ class Correlate(Stage):
 class Report(Stage):
     """Everything that a person reads about a study: tables, figures, a page, and events for TensorBoard.
 
-    titles[i] is (pruning, sparsity, recovery) of scores[i]; similarities go by score and, within it, by seed; floor are
-    the similarities of the dense networks among each other.
+    titles[i] is (pruning, sparsity, recovery) of scores[i], latencies[i] belongs to its first seed (None: dense);
+    similarities go by score and, within it, by seed; floor are the similarities of the dense networks among each other.
     """
 
     study: str
@@ -435,6 +545,7 @@ class Report(Stage):
     similarities: tuple[Similarity, ...]
     floor: tuple[Similarity, ...]
     correlate: Correlate
+    latencies: tuple[Latency | None, ...]
     configuration: str = field(default="", metadata=OUTSIDE_KEY)
 
     def label(self) -> str:
@@ -446,10 +557,16 @@ class Report(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         cka = iter([self._cka(context, stage) for stage in self.similarities])
-        runs, per_class, audits = [], [], []
+        runs, per_class, audits, counted = [], [], [], {}
+        same = {"latency_b1": 1.0, "latency_b128": 1.0}
         for reference in self.scores[0].references:
-            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0}))
-        for title, score in zip(self.titles, self.scores, strict=True):
+            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0, **same}))
+        for title, score, latency in zip(self.titles, self.scores, self.latencies, strict=True):
+            times = same
+            if latency is not None:
+                counted.setdefault(latency.network.method.counted, {})[title[0]] = True
+                rows = read_rows(context.open(latency) / "rows.csv")
+                times = {f"latency_b{row['batch_size']}": float(row["ratio"]) for row in rows}
             audit = json.loads((context.open(score) / "audit.json").read_text())
             audits.append((title, audit))
             per_class += [
@@ -458,6 +575,8 @@ class Report(Stage):
             ]
             for candidate, trial in zip(score.candidates, audit["trials"], strict=True):
                 found = {"cev": trial["cev"], "sde": trial["sde"], "cka": next(cka)}
+                if latency is None or candidate.network.seed == latency.network.seed:
+                    found |= times
                 runs.append(self._run(context, candidate, title, found))
         report.write(
             folder,
@@ -468,6 +587,7 @@ class Report(Stage):
             floor_cka=[self._cka(context, stage) for stage in self.floor],
             correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
             configuration=self.configuration,
+            counted={words: list(prunings) for words, prunings in counted.items()},
         )
 
     def _cka(self, context: Context, stage: Similarity) -> float:
@@ -494,10 +614,14 @@ class Report(Stage):
             "sde": found.get("sde"),
             "cka": found["cka"],
             "parameters": size.get("nonzero_parameters"),
+            "bytes": (folder / "weights.safetensors").stat().st_size,
             "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
+            "latency_b1": found.get("latency_b1"),
+            "latency_b128": found.get("latency_b128"),
             "folder": str(folder.relative_to(context.store.root)),
             "history": [
-                {key: float(value) for key, value in row.items()} for row in read_rows(folder / "history.csv")
+                {key: float(value) for key, value in row.items() if value}  # a term outside its window has none
+                for row in read_rows(folder / "history.csv")
             ]
             if (folder / "history.csv").exists()
             else [],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from typing import Literal, Protocol
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.data import Augmentation, Batch, Batches
-from pipeline.models import NetworkInfo, Observer, Outputs, save_weights, training_format
+from pipeline.models import NetworkInfo, Observer, Outputs, save_tensors, training_format
 from pipeline.registry import UserError
 
 
@@ -128,7 +126,7 @@ def fit(
     folder: where the checkpoint lies while training runs; a run that finds one goes on from it, and ends with the same
     weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
-    rest. keep_epochs: also writes the weights after these many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
+    rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -144,7 +142,9 @@ def fit(
         return images if memory_format == torch.channels_last else images.clone(memory_format=memory_format)
 
     observer = Observer(network, info.blocks, info.classifier)
-    objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    with autocast:  # what a teacher answers here may be kept, so it has to be what it answers in training
+        objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
     forward = torch.compile(observer) if options.compile else observer
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
@@ -153,10 +153,9 @@ def fit(
     if checkpoint.exists():
         done, history = _restore(checkpoint, network, objective, optimizer, masker)
     elif 0 in keep_epochs:
-        save_weights(folder / "epoch0.safetensors", network)
+        save_tensors(folder / "epoch0.safetensors", network.state_dict())
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     shown = started = time.monotonic()
     started_at = done * steps_per_epoch
     for epoch in range(done, options.epochs):
@@ -196,7 +195,7 @@ def fit(
         values = {"loss": means["loss"], "validation accuracy": accuracy, "images/s": speed}
         report((epoch + 1) * steps_per_epoch, steps, values)
         if epoch + 1 in keep_epochs:
-            save_weights(folder / f"epoch{epoch + 1}.safetensors", network)
+            save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
         if epoch + 1 < options.epochs:
             _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
     observer.close()
@@ -260,10 +259,7 @@ def _save(
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
     if masker is not None:
         tensors |= {f"masks.{name}": value for name, value in masker.masks.items()}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    aside = path.with_suffix(".aside")
-    save_file(tensors, aside, metadata={"epoch": str(epoch), "history": json.dumps(history)})
-    os.replace(aside, path)
+    save_tensors(path, tensors, {"epoch": str(epoch), "history": json.dumps(history)})
 
 
 def _restore(

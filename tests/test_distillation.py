@@ -1009,6 +1009,20 @@ def test_cached_logits_are_the_teachers_and_spare_its_run(tmp_path):
     assert torch.equal(again(batches[1]).logits, plain(batches[1]).logits) and again.runs == 0
 
 
+def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
+    cache = LogitsCache(tmp_path / "logits.npy", draws=1, examples=EXAMPLES, classes=CLASSES)
+    ids, logits = torch.arange(4), torch.randn(4, CLASSES)
+    assert cache.get(0, ids) is None
+    cache.put(0, ids, torch.zeros(4, CLASSES))
+    assert torch.equal(cache.get(0, ids), torch.zeros(4, CLASSES))
+    cache.put(0, ids, logits)
+    assert torch.equal(cache.get(0, ids), logits)
+    cache.rows[0, 2, 1] = 0
+    assert cache.get(0, ids) is None and torch.equal(cache.get(0, ids[:2]), logits[:2])
+    assert cache.path.stat().st_blocks * 512 >= cache.rows.nbytes, "a full disk would end the process later"
+    assert not list(tmp_path.glob("*.tmp"))
+
+
 def test_a_cache_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "logits.npy"
     LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)

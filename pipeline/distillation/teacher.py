@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ class LogitsCache:
 
     For training whose batches repeat: where the augmented image is a function of (seed, draw, id), so is the teacher's
     answer. One file belongs to one teacher and one augmentation stream: share it among the arms of one seed, never
-    across seeds, which would otherwise stop being independent.
+    across seeds, which would otherwise stop being independent. Each row carries a checksum: one that was not written
+    whole (a machine that stopped, two writers) counts as absent.
 
     Args:
-        path: the ``.npy`` file; made (sparse) if absent.
+        path: the ``.npy`` file; made at its full size if absent.
         draws: how often the training split is drawn, that is the number of epochs.
-        examples, classes: its size and that of the logits; 4 * draws * examples * (classes + 1) bytes are used at most.
+        examples, classes: its size and that of the logits; 4 * draws * examples * (classes + 1) bytes are used.
 
     Raises:
         UserError: the file holds another shape, or cannot be read or made.
@@ -31,13 +33,10 @@ class LogitsCache:
 
     def __init__(self, path: Path, *, draws: int, examples: int, classes: int) -> None:
         self.path = path
-        shape = (draws, examples, classes + 1)  # the last column is 1 where the row is complete
+        shape = (draws, examples, classes + 1)  # the last column is the checksum
         try:
             if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = path.with_suffix(f".{id(self)}.tmp")
-                np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
-                unfinished.replace(path)
+                self._make(path, shape)
             self.rows = np.lib.format.open_memmap(path, "r+")
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: the cache of logits cannot be used ({error}); remove the file") from None
@@ -47,13 +46,31 @@ class LogitsCache:
     def get(self, draw: int, ids: Tensor) -> Tensor | None:
         """float32 [batch, classes] on the CPU, or None unless every one of the rows is there."""
         rows = self.rows[draw, ids.cpu().numpy()]
-        return torch.from_numpy(rows[:, :-1]) if rows[:, -1].all() else None
+        whole = np.array_equal(rows[:, -1].view(np.uint32), _checksums(rows[:, :-1]))
+        return torch.from_numpy(rows[:, :-1]) if whole else None
 
     def put(self, draw: int, ids: Tensor, logits: Tensor) -> None:
-        """Stores float [batch, classes]; the mark of completeness is written last, for those who read meanwhile."""
-        index = ids.cpu().numpy()
-        self.rows[draw, index, :-1] = logits.detach().float().cpu().numpy()
-        self.rows[draw, index, -1] = 1
+        """Stores float [batch, classes]."""
+        rows = logits.detach().float().cpu().numpy()
+        self.rows[draw, ids.cpu().numpy()] = np.column_stack([rows, _checksums(rows).view(np.float32)])
+
+    @staticmethod
+    def _make(path: Path, shape: tuple[int, int, int]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here and would be a crash in a memory map
+                with unfinished.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _checksums(rows: np.ndarray) -> np.ndarray:
+    """uint32 [batch] of float32 [batch, classes]; not zero for a row of zeros, which is what an unwritten one holds."""
+    return np.bitwise_xor.reduce(np.ascontiguousarray(rows).view(np.uint32), 1) ^ np.uint32(0x5BD1E995)
 
 
 class Teacher:

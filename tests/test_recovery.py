@@ -1,0 +1,197 @@
+"""Recoveries as a study writes them: teachers, controls from scratch, cached logits, budgets; on the small study."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import experiment, models
+from pipeline.distillation import Teacher
+from pipeline.registry import UserError
+from pipeline.stage import Context, Store, walk
+from pipeline.stages import Recover, Train, load_network, load_splits, load_teacher, read_rows, write_rows
+
+SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
+QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
+
+
+def study(*overrides):
+    return experiment.load(SMOKE, [*QUICK, *overrides])
+
+
+def recoveries(tmp_path, recovery, *overrides):
+    """The pruned students of the only recovery, by seed."""
+    plan = experiment.plan(study(f"recoveries=[{recovery}]", *overrides), tmp_path)
+    return plan, [network for network in plan.cells[-1].networks if isinstance(network, Recover)]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A place where the dense networks are kept between tests."""
+    return Store(tmp_path_factory.mktemp("results"))
+
+
+def make(store, *targets, **changes):
+    """Computes stages and what they need; returns the folder of the first."""
+    context = replace(Context(store, store.root / "data"), **changes)
+    for stage in walk(list(targets)):
+        store.execute(stage, context)
+    return store.open(targets[0])
+
+
+def with_keys(stages):
+    return [stage.key for stage in stages]
+
+
+def test_teachers_default_to_the_parent(tmp_path):
+    _, students = recoveries(tmp_path, "kd")
+    for words in ("parent", "{}", "[parent]", "{network: resnet8}"):
+        _, others = recoveries(tmp_path, f"{{losses: kd, teachers: {words}}}")
+        assert with_keys(others) == with_keys(students) and not any(one.teachers for one in others)
+
+
+def test_teachers_of_other_seeds_leave_the_floor_alone(tmp_path):
+    plain, _ = recoveries(tmp_path, "kd")
+    plan, students = recoveries(tmp_path, "{losses: kd, teachers: [parent, {seeds: [7, 8]}], ensemble: random}")
+    for student in students:
+        assert [teacher.seed for teacher in student.teachers] == [student.seed, 7, 8]
+        assert student.teachers[0].key == student.dense.key and student.ensemble == "random"
+        assert {teacher.key for teacher in student.teachers} <= {stage.key for stage in student.inputs()}
+    assert with_keys(plan.floor) == with_keys(plain.floor) and with_keys(plan.dense) == with_keys(plain.dense)
+    assert with_keys(plan.cells[0].score.references) == with_keys(plain.cells[0].score.references)
+    trained = [stage for stage in walk([plan.report]) if isinstance(stage, Train)]
+    assert sorted(stage.seed for stage in trained) == [0, 1, 7, 8]
+
+
+def test_a_bigger_and_a_poorer_teacher(tmp_path):
+    _, students = recoveries(tmp_path, "{losses: kd, teachers: [{network: resnet14}, {train: {epochs: 1}, seeds: 2}]}")
+    big, *poor = students[1].teachers
+    assert (big.network, big.seed, big.fit) == ("resnet14", 1, students[1].dense.fit)
+    assert [(one.network, one.seed, one.fit.epochs) for one in poor] == [("resnet8", 0, 1), ("resnet8", 1, 1)]
+    assert poor[0].fit.batch_size == students[0].dense.fit.batch_size, "what is not said is the study's"
+
+
+@pytest.mark.parametrize(
+    "recovery,message",
+    [
+        ("{losses: kd, teachers: granny}", r"^recoveries.0.teachers: 'granny' is no teacher"),
+        ("{losses: kd, teachers: []}", r"^recoveries.0.teachers: empty"),
+        ("{losses: kd, teachers: [{seed: 1}]}", r"^recoveries.0.teachers.0.seed: unknown option.*'seeds'\?"),
+        ("{losses: kd, teachers: {network: resnet15}}", r"^recoveries.0.teachers.network: 'resnet15' is no network"),
+        ("{losses: kd, teachers: {train: {epochs: 0}}}", r"^recoveries.0.teachers.train: epochs is 0"),
+        ("{losses: kd, teachers: {seeds: [-1]}}", r"^recoveries.0.teachers.seeds: -1 is refused"),
+        ("{losses: finetune, teachers: parent}", r"^recoveries.0.teachers: no loss here asks a teacher"),
+        ("{losses: none, window: [0, 0.5]}", r"^recoveries.0.window: no loss here asks a teacher"),
+        ("{losses: kd + at, cache_logits: true}", r"^recoveries.0.cache_logits: 'at' reads features"),
+        ("{losses: finetune, cache_logits: true}", r"^recoveries.0.cache_logits: no loss here asks a teacher"),
+        ("{losses: none, from_scratch: true}", r"^recoveries.0.from_scratch: nothing is trained here"),
+        ("{losses: kd, ensemble: random}", r"^recoveries.0.ensemble: 'random' takes two teachers"),
+    ],
+)
+def test_mistakes_are_named(recovery, message):
+    with pytest.raises(UserError, match=message) as error:
+        study(f"recoveries=[{recovery}]")
+    assert "\n" not in str(error.value)
+
+
+def test_one_teacher_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="'train resnet8 · seed 1' twice for the student of seed 1"):
+        recoveries(tmp_path, "{losses: kd, teachers: [parent, {seeds: [1]}]}")
+
+
+def test_a_teacher_that_cannot_read_the_images_is_refused_before_training(tmp_path):
+    plan, _ = recoveries(tmp_path, "{losses: kd, teachers: {network: vgg8}}", "data.size=8")
+    with pytest.raises(UserError, match="vgg8 does not take 3x8x8 images"):
+        experiment.check_before_training(walk([plan.report]), tmp_path)
+
+
+def test_a_teacher_is_checked_against_student_and_history(store):
+    dense = experiment.plan(study(), store.root / "data").dense[0]
+    folder = make(store, dense)
+    context, info = Context(store, store.root / "data"), models.load_info(folder)
+    validation = load_splits(dense.data, context.data_root).validation
+    assert load_teacher(context, dense, info, validation).runs == 0
+    with pytest.raises(UserError, match=r"'train resnet8 · seed 0' has the classes class0.*\(4\), the student cat"):
+        load_teacher(context, dense, replace(info, classes=("cat", "dog")), validation)
+    with pytest.raises(UserError, match="has the input shape 3, 16, 16"):
+        load_teacher(context, dense, replace(info, input_shape=(1, 28, 28)), validation)
+    with pytest.raises(UserError, match="of the validation images, .* when it was trained; delete"):
+        load_teacher(context, dense, info, replace(validation, labels=(validation.labels + 1) % 4))
+
+
+def test_a_study_with_three_teachers_and_a_late_window(store):
+    """Each term has its column from the first epoch on, empty where it was not asked for."""
+    _, students = recoveries(
+        store.root / "data",
+        "{losses: kd + at, teachers: [parent, {seeds: [7]}, {network: resnet14}], ensemble: random, window: [0.5, 1],"
+        " fit: {epochs: 2}}",
+    )
+    student = students[0]
+    rows = read_rows(make(store, student) / "history.csv")
+    assert [row["kd"] == "" for row in rows] == [True, False]
+    assert all(float(row["ce"]) > 0 for row in rows) and float(rows[1]["at"]) > 0
+    assert 0.25 < float(rows[1]["teacher_accuracy"]) <= 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cached_logits_change_no_bit_and_spare_the_teacher(store, tmp_path, precision, monkeypatch):
+    shape = f"fit: {{epochs: 2, precision: {precision}}}"
+    recovery = f"{{losses: kd, teachers: [parent, {{seeds: [7]}}], window: [0, 0.5], {shape}"
+    _, (plain, _) = recoveries(tmp_path, recovery + "}")
+    _, (cached, other) = recoveries(tmp_path, recovery + ", cache_logits: true}")
+    assert plain.key == cached.key, "a cache names no result"
+    data = {"data_root": tmp_path / "data"}
+    without = [(make(store, plain) / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
+    (store.folder(plain)).rename(tmp_path / "aside")  # the store would say that there is nothing to do
+    store._checked.clear()
+    first = make(store, cached, **data)
+    assert [(first / name).read_bytes() for name in ("weights.safetensors", "history.csv")] == without
+    assert len(list((tmp_path / "data" / "logits").glob("*.npy"))) == 2, "one for each teacher"
+
+    # Another arm of the same seed asks no network at all; another seed has other images and other files.
+    warm = recovery.replace("kd", "[{name: kd, temperature: 2}]")
+    _, (warmer, _) = recoveries(tmp_path, warm + ", cache_logits: true}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Teacher, "_run", None)
+        make(store, warmer, **data)
+    make(store, other, **data)
+    assert len(list((tmp_path / "data" / "logits").glob("*.npy"))) == 4
+
+
+@pytest.mark.parametrize("pruning", ["magnitude", "channels"])
+def test_from_scratch_keeps_the_shape_and_nothing_else(store, pruning):
+    """At learning rate 0 the result is what training started from."""
+    fit = "fit: {learning_rate: 0, weight_decay: 0}"
+    plan, students = recoveries(
+        store.root / "data", f"{{losses: finetune, from_scratch: true, {fit}}}", f"prunings=[{pruning}]"
+    )
+    found = [load_network(make(store, student)) for student in students]
+    pruned = [load_network(store.open(student.network)) for student in students]
+    for student, mine, old in zip(students, found, pruned, strict=True):
+        first = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=student.seed)
+        for (name, new), before in zip(mine.network.named_parameters(), old.network.parameters(), strict=True):
+            assert new.shape == before.shape
+            if new.dim() == 4 and "stem" not in name:
+                mask = mine.masks.get(name, torch.ones_like(new, dtype=torch.bool))
+                assert torch.equal(mask, old.masks.get(name, mask))
+                assert torch.count_nonzero(new) == mask.sum() and not torch.equal(new, before)
+                assert torch.isin(new[mask], first.get_parameter(name)).float().mean() < 0.01, "the old start"
+    weights = [mine.network.get_parameter("stem.0.weight") for mine in found]
+    assert not torch.equal(*weights), "another seed, other weights"
+    size, dense = json.loads((store.open(students[0]) / "size.json").read_text()), store.open(plan.dense[0])
+    assert size["sparsity"] == pytest.approx(0.5, abs=0.06) and (dense / "weights.safetensors").exists()
+
+
+def test_a_born_again_network_learns_from_its_parent(store):
+    plan, _ = recoveries(store.root / "data", "{losses: kd, from_scratch: true, fit: {epochs: 2, learning_rate: 0.1}}")
+    student = plan.cells[0].networks[0]
+    assert isinstance(student.network, Train) and student.from_scratch
+    rows = read_rows(make(store, student) / "history.csv")
+    assert float(rows[-1]["kd"]) < float(rows[0]["kd"]) and not (store.open(student) / "size.json").exists()
+
+
+def test_rows_of_unequal_columns(tmp_path):
+    write_rows(tmp_path / "rows.csv", [{"a": 1}, {"a": 2, "b": 3}])
+    assert read_rows(tmp_path / "rows.csv") == [{"a": "1", "b": ""}, {"a": "2", "b": "3"}]
