@@ -31,6 +31,7 @@ SECTIONS = {
     "prunings": "pruning methods: names, or mappings of name, options, schedule, title",
     "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
     "from_scratch, cache_logits, title, fit",
+    "budgets": "epochs of recovery to compare: every recovery runs with each, and the report gives speed-ups",
     "resamples": "bootstrap resamples behind each interval",
     "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
@@ -45,6 +46,7 @@ DEFAULTS = {
     "sparsities": [0.5, 0.9, 0.95],
     "prunings": ["magnitude"],
     "recoveries": ["none", "finetune", "kd"],
+    "budgets": [],
     "resamples": 2000,
     "smoothing": 0.0,
     "similarity_examples": 1000,
@@ -162,6 +164,7 @@ def parse(content: Mapping[str, Any]) -> Study:
         _recovery(value, content, recover, f"recoveries.{number}")
         for number, value in enumerate(_list(content["recoveries"], "recoveries"))
     )
+    recoveries = _with_budgets(recoveries, content)
     for key, titles in (("prunings", [one.title for one in prunings]), ("recoveries", [one.title for one in recoveries])):
         double = sorted({title for title in titles if titles.count(title) > 1})
         if double:
@@ -317,7 +320,7 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                 )
             if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
                 raise UserError(
-                    f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train "
+                    f"recoveries: '{recovery.title}' has a fit or budget of its own, but pruning '{one.title}' repeats train "
                     f"from epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
                 )
         if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and schedule.epoch >= train.epochs:
@@ -372,15 +375,32 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
     title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
     return Recovery(
-        title,
-        losses,
-        fit,
-        (start, end),
-        teachers,
-        chosen.ensemble,
-        chosen.from_scratch,
-        chosen.cache_logits,
+        title=title,
+        losses=losses,
+        fit=fit,
+        window=(start, end),
+        teachers=teachers,
+        ensemble=chosen.ensemble,
+        from_scratch=chosen.from_scratch,
+        cache_logits=chosen.cache_logits,
         own_fit=chosen.fit is not None,
+    )
+
+
+def _with_budgets(recoveries: tuple[Recovery, ...], content: Mapping[str, Any]) -> tuple[Recovery, ...]:
+    """Each recovery once for each of the study's budgets."""
+    budgets = sorted({_integer(part, "budgets", 1) for part in _list(content["budgets"], "budgets")})
+    if not budgets:
+        return recoveries
+    for number, value in enumerate(_list(content["recoveries"], "recoveries")):
+        if isinstance(value, Mapping) and "epochs" in (value.get("fit") or {}):
+            raise UserError(f"recoveries.{number}.fit.epochs: the study's budgets set it; drop one of the two")
+    return tuple(
+        replace(one, title=f"{one.title}, {epochs} epochs", fit=replace(one.fit, epochs=epochs), own_fit=True)
+        if one.losses
+        else one
+        for one in recoveries
+        for epochs in (budgets if one.losses else budgets[:1])
     )
 
 
@@ -516,6 +536,21 @@ def plan(study: Study, data_root: Path) -> Plan:
     return Plan(dense, tuple(cells), floor, correlate, report)
 
 
+def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
+    """The dense networks that one student learns from; empty for its parent alone."""
+    stages: dict[str, Train] = {}
+    for teaching in recovery.teachers:
+        for seed in teaching.seeds or (parent.seed,):
+            stage = replace(parent, network=teaching.network, fit=teaching.fit, seed=seed)
+            if stage.key in stages:
+                raise UserError(
+                    f"recoveries: '{recovery.title}' names the teacher '{stage.label()}' twice for the student of seed "
+                    f"{parent.seed}; leave one out"
+                )
+            stages[stage.key] = stage
+    return () if list(stages) == [parent.key] else tuple(stages.values())
+
+
 def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recovery) -> Train | Prune | Recover:
     """What becomes of one dense network in one cell: pruned and recovered, once or in rounds."""
 
@@ -529,8 +564,8 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
             recovery.ensemble,
             recovery.from_scratch,
             recovery.cache_logits,
-            start_epoch,
-            rewind,
+            start_epoch=start_epoch,
+            rewind=rewind,
             title=recovery.title,
         )
 
@@ -547,21 +582,6 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
         else:
             network = recovered(pruned, dense.fit, how.schedule.epoch, how.schedule.rewind == "weights")
     return network
-def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
-    """The dense networks that one student learns from; empty for its parent alone."""
-    stages: dict[str, Train] = {}
-    for teaching in recovery.teachers:
-        for seed in teaching.seeds or (parent.seed,):
-            stage = replace(parent, network=teaching.network, fit=teaching.fit, seed=seed)
-            if stage.key in stages:
-                raise UserError(
-                    f"recoveries: '{recovery.title}' names the teacher '{stage.label()}' twice for the student of seed "
-                    f"{parent.seed}; leave one out"
-                )
-            stages[stage.key] = stage
-    return () if list(stages) == [parent.key] else tuple(stages.values())
-
-
 def _latency(network: Train | Prune | Recover) -> Latency | None:
     pruned = network.network if isinstance(network, Recover) else network
     return Latency(pruned) if isinstance(pruned, Prune) else None

@@ -14,6 +14,8 @@ import numpy as np
 from rich.table import Table
 from scipy import stats
 
+from pipeline import efficiency
+
 Row = dict[str, Any]
 
 
@@ -26,6 +28,7 @@ def write(
     audits: list[tuple[tuple[str, float, str], Row]],
     floor_cka: list[float],
     correlation: list[Row],
+    curves: efficiency.Places,
     configuration: str,
     counted: dict[str, list[str]],
 ) -> None:
@@ -37,11 +40,13 @@ def write(
         audits: ((pruning, sparsity, recovery), audit as JSON) per cell.
         floor_cka: similarity of the dense networks among each other.
         correlation: rows of similarity against bias.
+        curves: quality against cost, where a recovery was trained at several budgets.
         configuration: the resolved YAML.
         counted: which weights sparsity is a share of, in words, and the prunings that this holds for.
     """
     summary = summarise(study, runs, audits, floor_cka)
     summary["notes"] = notes(summary, counted)
+    summary["sentences"] += efficiency.sentences(curves)
     (folder / "config.yaml").write_text(configuration)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _write_csv(folder / "runs.csv", [{key: value for key, value in run.items() if key != "history"} for run in runs])
@@ -53,8 +58,11 @@ def write(
         for name, value in audit["measures"].items()
     ]
     _write_csv(folder / "measures.csv", measures)
-    figures(folder, summary, runs, per_class)
-    (folder / "index.html").write_text(page(summary, correlation, configuration), encoding="utf-8")
+    figures(folder, summary, runs, per_class, curves)
+    if curves:
+        _write_csv(folder / "efficiency.csv", efficiency.point_rows(curves))
+        _write_csv(folder / "speed_up.csv", efficiency.speed_up_rows(curves))
+    (folder / "index.html").write_text(page(summary, correlation, curves, configuration), encoding="utf-8")
     tensorboard(folder / "tensorboard", runs)
 
 
@@ -322,8 +330,13 @@ def terminal_table(summary: Row) -> Table:
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
 
 
-def figures(folder: Path, summary: Row, runs: list[Row], per_class: list[Row]) -> None:
-    """bias.png (measures over sparsity, with the floor), classes.png (change of recall), similarity.png (CKA and CEV)."""
+def figures(
+    folder: Path, summary: Row, runs: list[Row], per_class: list[Row], curves: efficiency.Places
+) -> None:
+    """bias.png (measures over sparsity, with the floor), classes.png (change of recall), similarity.png (CKA and CEV).
+
+    Where there are curves, efficiency.png (quality over cost).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -341,6 +354,8 @@ def figures(folder: Path, summary: Row, runs: list[Row], per_class: list[Row]) -
         for name, draw in (("bias", _bias_figure), ("similarity", _similarity_figure)):
             draw(pyplot, summary, runs).savefig(folder / f"{name}.png", bbox_inches="tight")
         _class_figure(pyplot, summary, per_class).savefig(folder / "classes.png", bbox_inches="tight")
+        if curves:
+            efficiency.figure(pyplot, curves, COLOURS).savefig(folder / "efficiency.png", bbox_inches="tight")
         pyplot.close("all")
 
 
@@ -448,7 +463,7 @@ pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size:
 """
 
 
-def page(summary: Row, correlation: list[Row], configuration: str) -> str:
+def page(summary: Row, correlation: list[Row], curves: efficiency.Places, configuration: str) -> str:
     """One HTML page beside the figures; nothing is fetched from elsewhere."""
     escape = html.escape
     header, body = table_rows(summary)
@@ -469,6 +484,7 @@ def page(summary: Row, correlation: list[Row], configuration: str) -> str:
         for row in along
     )
     seeds = summary["lines"][0]["seeds"]
+    budgets = _budgets_section(curves) if curves else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{escape(summary["study"])}</title><style>{PAGE_STYLE}</style></head><body>
@@ -489,10 +505,30 @@ CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of t
 <div class="scroll"><table><tr><th>similarity</th><th>measure</th><th>statistic</th><th>value</th><th>95 % interval</th>
 <th>networks</th></tr>{along_lines}</table></div>
 <p>Over all networks of the study; sparsity drives both, so a high value alone does not show that one causes the other.</p>
+{budgets}
 <h2>Files</h2><p>runs.csv (one line per network), measures.csv (every measure with interval and floor), per_class.csv,
 correlation.csv, summary.json, config.yaml.</p>
 <h2>Configuration</h2><pre>{escape(configuration)}</pre>
 </body></html>
+"""
+
+
+def _budgets_section(curves: efficiency.Places) -> str:
+    lines = "".join(
+        f"<tr><td>{html.escape(name_of(row))}</td><td>{html.escape(row['against'])}</td>"
+        f"<td>{efficiency.COSTS[row['cost']]}</td><td>{row['validation_accuracy']:.4f}</td>"
+        f"<td>{number(row['speed_up'])}</td><td>{number(row['lowest'])} to {number(row['highest'])}</td>"
+        f"<td>{row['seeds_that_reach_it']} of {row['seeds']}</td></tr>"
+        for row in efficiency.speed_up_rows(curves)
+        if row["best_of_both"]
+    )
+    return f"""<h2>Does it pay?</h2><img src="efficiency.png" alt="validation accuracy over steps and seconds">
+<div class="scroll"><table><tr><th>network</th><th>against</th><th>cost</th><th>validation accuracy</th>
+<th>speed-up</th><th>over seeds</th><th>seeds</th></tr>{lines}</table></div>
+<p>How many times less a recovery needs for the best mean validation accuracy that both reach; below 1 it needs more.
+Curves join the budgets that nothing cheaper beats, with log cost linear in accuracy between them and nothing beyond
+them. Seconds are those of the stages, with whatever else the machine did; with the dense parent as teacher its training
+is paid for by pruning anyway. Every quality is in speed_up.csv, every network in efficiency.csv.</p>
 """
 
 

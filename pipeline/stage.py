@@ -153,8 +153,11 @@ class Store:
         path = self._beside(stage, ".failed")
         return path.read_text().strip() if path.exists() else ""
 
+    def _lock_path(self, stage: Stage) -> Path:
+        return self.root / "locks" / f"{stage.kind}-{stage.key}"
+
     def _locked(self, stage: Stage) -> bool:
-        path = self._beside(stage, ".lock")
+        path = self._lock_path(stage)
         if not path.exists():
             return False
         with path.open() as file:
@@ -221,7 +224,7 @@ class Store:
         try:
             if self.done(stage):
                 return False
-            with self.lock(self._beside(stage, ".lock"), waiting):
+            with self.lock(self._lock_path(stage), waiting):
                 if self.done(stage):
                     return False
                 self._make(stage, context)
@@ -236,6 +239,7 @@ class Store:
         folder, work = self.folder(stage), self._beside(stage, ".work")
         self._beside(stage, ".failed").unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
+        resumed = any(work.iterdir())
         started = time.time()
         stage.run(work, context)
         files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -249,6 +253,7 @@ class Store:
                 str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
             },
             "seconds": round(time.time() - started, 3),
+            "resumed": resumed,  # then the seconds are those of the last part only
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": context.device,
             "threads": context.threads,

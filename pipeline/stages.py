@@ -17,7 +17,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import bias, correlation, distillation, inference, models, pruning, report, similarity, training
+from pipeline import (
+    bias,
+    correlation,
+    distillation,
+    efficiency,
+    inference,
+    models,
+    pruning,
+    report,
+    similarity,
+    training,
+)
 from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
@@ -202,12 +213,12 @@ class Recover(Stage):
     """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
 
     teachers: dense networks to learn from; the network's own dense parent where none is given.
-    start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
-    left start from what they were in the dense network after ``start_epoch`` epochs.
     from_scratch: the network keeps its shape or masks and starts from new random weights, drawn by the seed: after
     physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
     cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
     same teacher; the result is the same to the last bit, so it names nothing.
+    start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
+    left start from what they were in the dense network after ``start_epoch`` epochs.
     """
 
     network: Train | Prune
@@ -586,9 +597,51 @@ class Report(Stage):
             audits=audits,
             floor_cka=[self._cka(context, stage) for stage in self.floor],
             correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
+            curves=self._curves(context),
             configuration=self.configuration,
             counted={words: list(prunings) for words, prunings in counted.items()},
         )
+
+    def _curves(self, context: Context) -> list[tuple[str, float, list[efficiency.Curve]]]:
+        """(pruning, sparsity, curves) wherever recoveries differ in nothing but their epochs."""
+        families: dict[tuple, dict[int, tuple[str, tuple[Recover, ...]]]] = {}
+        for (pruned, sparsity, title), score in zip(self.titles, self.scores, strict=True):
+            stages = tuple(prediction.network for prediction in score.candidates)
+            if isinstance(stages[0], Recover):
+                epochs = stages[0].fit.epochs
+                alike = tuple(replace(stage, fit=replace(stage.fit, epochs=1)).key for stage in stages)
+                family = families.setdefault((pruned, sparsity, alike), {})
+                family[epochs] = title.removesuffix(f", {epochs} epochs"), stages
+        found: dict[tuple[str, float], list[efficiency.Curve]] = {}
+        for (pruned, sparsity, _), family in families.items():
+            if len(family) > 1:
+                found.setdefault((pruned, sparsity), []).append(self._curve(context, dict(sorted(family.items()))))
+        return [(*place, curves) for place, curves in found.items()]
+
+    def _curve(self, context: Context, family: dict[int, tuple[str, tuple[Recover, ...]]]) -> efficiency.Curve:
+        titles = list(dict.fromkeys(title for title, _ in family.values()))
+        budgets = [stages for _, stages in family.values()]
+        taught = any(loss.needs_teacher for loss in budgets[0][0].losses)
+        quality, steps, seconds, teaching = (np.zeros((len(budgets[0]), len(budgets))) for _ in range(4))
+        for column, stages in enumerate(budgets):
+            for row, stage in enumerate(stages):
+                folder, examples = context.open(stage), context.open(stage.dense) / "examples.npz"
+                history = read_rows(folder / "history.csv")
+                quality[row, column] = float(history[-1]["validation_accuracy"])
+                steps[row, column] = len(history) * max(1, len(np.load(examples)["train"]) // stage.fit.batch_size)
+                seconds[row, column] = self._seconds(context, stage)
+                if taught:
+                    teachers = stage.teachers or (stage.dense,)
+                    teaching[row, column] = sum(self._seconds(context, teacher) for teacher in teachers)
+        costs = {"steps": steps, "seconds": seconds, "seconds_with_teachers": seconds + teaching}
+        seeds = tuple(stage.seed for stage in budgets[0])
+        return efficiency.Curve(" / ".join(titles), taught, seeds, tuple(family), quality, costs)
+
+    def _seconds(self, context: Context, stage: Train | Recover) -> float:
+        """Not known (NaN) of a stage that was interrupted, or made elsewhere than this study's first network."""
+        manifest, first = (context.store.manifest(each) for each in (stage, self.scores[0].references[0].network))
+        alike = all(manifest[name] == first[name] for name in ("device", "threads", "machine"))
+        return manifest["seconds"] if alike and not manifest.get("resumed", False) else np.nan
 
     def _cka(self, context: Context, stage: Similarity) -> float:
         """Mean over the block ends."""

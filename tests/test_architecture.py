@@ -12,6 +12,7 @@ LAYERS = {
     "registry": 0,
     "stage": 1,
     "bias": 1,
+    "efficiency": 1,
     "data": 2,
     "models": 2,
     "folding": 2,
@@ -27,6 +28,7 @@ LAYERS = {
     "stages": 4,
     "experiment": 5,
     "executors": 5,
+    "export": 5,
     "__main__": 6,
 }
 

@@ -152,7 +152,7 @@ def test_damaged_networks_are_refused_on_reload(root, tmp_path):
         ("prunings=[{name: lamp, schedule: {name: iterative, epoch: 9}}]", "goes back to epoch 9, but training has"),
         (
             "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, fit: {epochs: 3}}]",
-            "'kd' has a fit of its own",
+            "'kd' has a fit or budget of its own",
         ),
         (
             "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, from_scratch: true}]",

@@ -1,0 +1,228 @@
+"""What a way of training costs and brings: quality against steps and seconds, and the speed-up at equal quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+COSTS = {
+    "steps": "optimizer steps",
+    "seconds": "seconds of recovery, the teachers' answers included",
+    "seconds_with_teachers": "seconds of recovery and of training the teachers",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One way of training at several budgets, with the same seeds at each.
+
+    title: of the way of training. taught: whether teachers are asked.
+    seeds: [seeds]. epochs: [budgets], rising.
+    quality: [seeds, budgets], validation accuracy at the end of training.
+    costs: [seeds, budgets] by name (see ``COSTS``); NaN where it is not known.
+    """
+
+    title: str
+    taught: bool
+    seeds: tuple[int, ...]
+    epochs: tuple[int, ...]
+    quality: np.ndarray
+    costs: dict[str, np.ndarray]
+
+
+def pareto(cost: np.ndarray, quality: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points that no other point beats: cost [n], quality [n] -> both rising, [m] with m <= n."""
+    cost, quality = np.asarray(cost, float), np.asarray(quality, float)
+    order = np.lexsort((-quality, cost))
+    best = np.maximum.accumulate(quality[order])
+    kept = order[np.r_[True, quality[order][1:] > best[:-1]]]
+    return cost[kept], quality[kept]
+
+
+def cost_at(cost: np.ndarray, quality: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """The cost at which the Pareto curve through the points reaches each wanted quality, [wanted].
+
+    Between points log cost is linear in quality, since budgets are chosen by factors. NaN below the worst and above the
+    best point: nothing is extrapolated.
+    """
+    cost, quality = pareto(cost, quality)
+    return np.exp(np.interp(wanted, quality, np.log(cost), left=np.nan, right=np.nan))
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times cheaper ``candidate`` is than ``reference`` at equal quality, in one cost.
+
+    low, high: the range of the qualities that both mean curves reach (low > high: there is none, the rest is empty).
+    quality: [points], where either mean curve has a point within that range.
+    ratio: [points], cost of the reference over cost of the candidate, on the curves of the means over seeds.
+    per_seed: [seeds, points], the same on each seed's own curves; NaN where they do not both reach the quality.
+    """
+
+    reference: str
+    candidate: str
+    cost: str
+    low: float
+    high: float
+    quality: np.ndarray
+    ratio: np.ndarray
+    per_seed: np.ndarray
+
+
+def speed_up(reference: Curve, candidate: Curve, cost: str) -> SpeedUp:
+    """Compares two curves of the same seeds; see `SpeedUp`.
+
+    A Pareto curve is a running maximum and so a little too good where the quality is noisy, on both sides alike.
+
+    Raises:
+        ValueError: the seeds differ, or a cost is not known.
+    """
+    if reference.seeds != candidate.seeds:
+        raise ValueError(f"{candidate.title} has the seeds {candidate.seeds}, {reference.title} {reference.seeds}")
+    if not all(np.isfinite(curve.costs[cost]).all() for curve in (reference, candidate)):
+        raise ValueError(f"{cost} of {reference.title} or {candidate.title} are not known throughout")
+
+    def ratio(theirs: tuple[np.ndarray, np.ndarray], mine: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return cost_at(*theirs, quality) / cost_at(*mine, quality)
+
+    means = [(curve.costs[cost].mean(0), curve.quality.mean(0)) for curve in (reference, candidate)]
+    fronts = [pareto(*mean)[1] for mean in means]
+    low, high = max(front[0] for front in fronts), min(front[-1] for front in fronts)
+    quality = np.unique(np.concatenate(fronts))
+    quality = quality[(quality >= low) & (quality <= high)]
+    per_seed = [
+        ratio(*((curve.costs[cost][seed], curve.quality[seed]) for curve in (reference, candidate)))
+        for seed in range(len(reference.seeds))
+    ]
+    return SpeedUp(
+        reference.title, candidate.title, cost, low, high, quality, ratio(*means), np.array(per_seed)
+    )
+
+
+def speed_ups(curves: Sequence[Curve]) -> list[SpeedUp]:
+    """Every taught curve against every untaught one, in each cost that is known for both."""
+    return [
+        speed_up(reference, candidate, cost)
+        for reference in curves
+        for candidate in curves
+        if candidate.taught and not reference.taught and candidate.seeds == reference.seeds
+        for cost in COSTS
+        if all(np.isfinite(curve.costs[cost]).all() for curve in (reference, candidate))
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- as a report shows it
+
+Places = Sequence[tuple[str, float, Sequence[Curve]]]  # (pruning, sparsity, the curves that are compared there)
+
+
+def point_rows(places: Places) -> list[dict[str, object]]:
+    """One row per trained network: its budget, what it cost and how good it became."""
+    return [
+        {
+            "pruning": pruning,
+            "sparsity_asked": sparsity,
+            "recovery": curve.title,
+            "seed": seed,
+            "epochs": epochs,
+            **{name: _known(cost[row, column]) for name, cost in curve.costs.items()},
+            "validation_accuracy": float(curve.quality[row, column]),
+        }
+        for pruning, sparsity, curves in places
+        for curve in curves
+        for row, seed in enumerate(curve.seeds)
+        for column, epochs in enumerate(curve.epochs)
+    ]
+
+
+def speed_up_rows(places: Places) -> list[dict[str, object]]:
+    """One row per comparison, cost and quality; lowest and highest are over the seeds that reach it with both."""
+    rows = []
+    for pruning, sparsity, curves in places:
+        for found in speed_ups(curves):
+            for column, quality in enumerate(found.quality):
+                reached = found.per_seed[:, column][np.isfinite(found.per_seed[:, column])]
+                rows.append(
+                    {
+                        "pruning": pruning,
+                        "sparsity_asked": sparsity,
+                        "recovery": found.candidate,
+                        "against": found.reference,
+                        "cost": found.cost,
+                        "validation_accuracy": float(quality),
+                        "speed_up": _known(found.ratio[column]),
+                        "lowest": float(reached.min()) if len(reached) else None,
+                        "highest": float(reached.max()) if len(reached) else None,
+                        "seeds_that_reach_it": len(reached),
+                        "seeds": len(found.per_seed),
+                        "best_of_both": column == len(found.quality) - 1,
+                    }
+                )
+    return rows
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def sentences(places: Places) -> list[str]:
+    """The speed-ups at the best quality that both reach, and where none can be given."""
+    said, rows = [], speed_up_rows(places)
+    for pruning, sparsity, curves in places:
+        place = "sparsity 0" if pruning == "dense" else f"{pruning} {sparsity:g}"
+        for found in [found for found in speed_ups(curves) if found.cost == "steps"]:
+            if not len(found.quality):
+                said.append(
+                    f"At {place}, no mean validation accuracy is reached by both {found.candidate} and "
+                    f"{found.reference} at these budgets, so there is no speed-up to give."
+                )
+                continue
+            here = (pruning, sparsity, found.candidate, found.reference, True)
+            keys = ("pruning", "sparsity_asked", "recovery", "against", "best_of_both")
+            best = {row["cost"]: row for row in rows if tuple(row[key] for key in keys) == here}
+            parts = [f"{row['speed_up']:.2f} in {COSTS[cost]}{_range(row)}" for cost, row in best.items()]
+            said.append(
+                f"At {place}, {found.candidate} needs less than {found.reference} for {found.high:.2%} validation "
+                f"accuracy, the most that both reach, by the factor {'; '.join(parts)}. Below 1 it needs more."
+            )
+        unknown = [curve.title for curve in curves if not np.isfinite(curve.costs["seconds"]).all()]
+        if unknown:
+            said.append(
+                f"At {place}, the seconds of {', '.join(unknown)} are not compared: a run was interrupted, or made "
+                "with another device or number of threads."
+            )
+    return said
+
+
+def _range(row: dict[str, object]) -> str:
+    if row["seeds_that_reach_it"] == 0:
+        return " (of means; no seed reaches it with both)"
+    return f" ({row['lowest']:.2f} to {row['highest']:.2f} in {row['seeds_that_reach_it']} of {row['seeds']} seeds)"
+
+
+def figure(pyplot, places: Places, colours: Sequence[str]):
+    """Quality over each cost: a point per network, the Pareto curve of the means."""
+    drawn, panels = pyplot.subplots(
+        len(places), len(COSTS), figsize=(4 * len(COSTS), 2.9 * len(places) + 0.6), squeeze=False, sharey="row"
+    )
+    titles = list(dict.fromkeys(curve.title for *_, curves in places for curve in curves))
+    for row, (pruning, sparsity, curves) in enumerate(places):
+        panels[row][0].set_ylabel(f"{pruning} {sparsity:g}\nvalidation accuracy")
+        for panel, cost in zip(panels[row], COSTS, strict=True):
+            for curve in curves:
+                if not np.isfinite(curve.costs[cost]).all():
+                    continue
+                colour = colours[titles.index(curve.title) % len(colours)]
+                panel.scatter(curve.costs[cost], curve.quality, s=9, alpha=0.45, lw=0, color=colour)
+                front = pareto(curve.costs[cost].mean(0), curve.quality.mean(0))
+                panel.plot(*front, color=colour, lw=1.4, marker="o", ms=3, label=curve.title)
+            panel.set_xscale("log")
+            if row == len(places) - 1:
+                panel.set_xlabel(COSTS[cost], fontsize=8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    columns = min(5, len(labels))
+    drawn.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, bbox_to_anchor=(0.5, -0.04))
+    drawn.tight_layout()
+    return drawn
