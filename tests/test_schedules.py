@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import experiment, models, pruning, stages
+from pipeline.__main__ import main
 from pipeline.registry import UserError
 from pipeline.stage import Context, Store, walk
 from pipeline.stages import Prune, Recover, Train, load_network, load_splits, rewind
@@ -164,3 +165,22 @@ def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message) as error:
         experiment.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        (["prunings=[{name: lamp, scope: layer}]", "sparsities=[0.9999]"], "would leave 0 of the .* weights of stage1"),
+        (["prunings=[filters]", "sparsities=[0.99]"], "would leave 0 of the 16 filters of stage1"),
+        (["prunings=[{name: lamp, layers: 'layr1.*'}]"], r"layers: 'layr1.\*' matches no layer"),
+        (["prunings=[{name: channels, layers: stem.0}]"], "nothing to prune with channels"),
+        (["prunings=[channels]", "sparsities=[0.9999]"], "0.9999"),
+        (["prunings=[n_m]"], "2:4 has sparsity 0.5, not 0.8"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_training(overrides, message, tmp_path, capsys):
+    command = ["run", "--config", str(SMOKE), "--results", str(tmp_path), "data.examples=240", *overrides]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not (tmp_path / "store").exists()
