@@ -16,7 +16,7 @@ OVERRIDES = $(if $(SPARSITY),sparsities=$(call list,$(SPARSITY))) \
             $(if $(SEEDS),seeds=$(if $(findstring $(comma),$(SEEDS)),$(call list,$(SEEDS)),$(SEEDS))) $(SET)
 STUDY = --config $(CONFIG) --results $(RESULTS) $(OVERRIDES)
 PIPELINE = $(VENV)/bin/python -m pipeline
-VERBS = train prune recover predict score similarity correlate report plan show
+VERBS = train prune recover latency predict score similarity correlate report plan show
 # Two set-ups at the same time would write over each other.
 LOCK = $(if $(shell command -v flock),flock $(VENV).lock)
 LINT = --line-length 120 --select E,F,I,B,UP,SIM,C4 --ignore E741

@@ -19,6 +19,7 @@ STAGE_VERBS = {
     "recover": "recover the pruned networks",
     "predict": "predict the test split",
     "score": "measure the bias per class: rates, CEV, SDE, and everything beside them",
+    "latency": "time pruned networks against their dense ones",
     "similarity": "measure similarity to the dense networks",
     "correlate": "correlate similarity and bias",
     "report": "write tables, figures and the page",
@@ -58,6 +59,10 @@ def parser() -> argparse.ArgumentParser:
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
     verb.add_argument("--results", type=Path, default=Path("results"), help="folder of store and reports")
     verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1")
+    verb = add("export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx")
+    verb.add_argument("folder", type=Path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
+    verb.add_argument("--format", choices=("onnx", "torchscript", "safetensors"), required=True, help="kind of file")
+    verb.add_argument("--output", type=Path, default=None, help="file to write (default: the folder's name, here)")
     verb = add("audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz")
     audit.add_arguments(verb)
     return top
@@ -77,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
             from pipeline import audit
 
             return audit.main(chosen)
+        if chosen.verb == "export":
+            return export(chosen)
         if chosen.verb == "dashboard":
             return dashboard(chosen)
         return study(chosen)
@@ -210,10 +217,21 @@ def show(published: Path, console, *, as_json: bool) -> int:
         return 0
     table = report.terminal_table(summary)
     if not console.is_terminal:
-        console.width = max(console.width, 160)  # a log file has no edge
+        console.width = max(console.width, 180)  # a log file has no edge
     console.print(table)
     for sentence in summary["sentences"]:
         console.print(sentence, highlight=False, markup=False)
+    return 0
+
+
+def export(chosen: argparse.Namespace) -> int:
+    from pipeline import export
+
+    output = chosen.output or Path(chosen.folder.resolve().name + export.FORMATS[chosen.format])
+    if not output.parent.is_dir() or output.is_dir():
+        raise UserError(f"--output {output}: {'is a folder' if output.is_dir() else 'its folder does not exist'}")
+    error = export.export(chosen.folder, output, chosen.format)
+    print(f"{output}: {output.stat().st_size:,} bytes, logits within {error:.1g} of the stored network's")
     return 0
 
 

@@ -147,7 +147,13 @@ def _walk_together(todo: list[Stage], execution: Execution, workers: int, displa
                 order.remove(key)
                 lost.add(key)
                 outcome.skipped.append(by_key[key])
-            for key in [key for key in order if not missing[key]][: workers - len(running)]:
+            ready = [key for key in order if not missing[key]]
+            together = [key for key in ready if not by_key[key].alone]
+            if not together and not running:  # what must run alone waits until nothing else can
+                together = ready[:1]
+            elif any(by_key[key].alone for key in running.values()):
+                together = []
+            for key in together[: workers - len(running)]:
                 order.remove(key)
                 display.start(by_key[key])
                 running[pool.submit(_work, by_key[key])] = key

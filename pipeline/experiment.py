@@ -17,7 +17,7 @@ from pipeline import distillation, models, pruning
 from pipeline.data import DATASETS, Data
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
-from pipeline.stages import Correlate, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
+from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
 from pipeline.training import Fit
 
 SECTIONS = {
@@ -28,7 +28,7 @@ SECTIONS = {
     "train": "how the dense network is trained (fields of training.Fit)",
     "recover": "how pruned networks are trained further (fields of training.Fit)",
     "sparsities": "shares of the prunable weights to remove, in [0, 1)",
-    "prunings": "pruning methods: names, or mappings of name, options, schedule (one_shot, gradual, iterative) and title",
+    "prunings": "pruning methods: names, or mappings of name, options, schedule, title",
     "recoveries": "none, finetune, or losses such as kd; or mappings of losses, window, teachers, ensemble, "
     "from_scratch, cache_logits, title, fit",
     "budgets": "epochs of recovery to compare: every recovery runs with each, and the report gives speed-ups",
@@ -295,8 +295,8 @@ def _pruning(value: Any, where: str) -> Pruning:
     method = pruning.METHODS.build(options, where)
     if schedule.grows and not method.grows:
         raise UserError(
-            f"{where}.schedule: {method.name} cannot follow {schedule.name}, only masks over weights or filters can grow "
-            "while the network trains; use one_shot or iterative"
+            f"{where}.schedule: {method.name} cannot follow {schedule.name}, only masks over weights or filters can "
+            "grow while the network trains; use one_shot or iterative"
         )
     given = method.name if isinstance(schedule, pruning.OneShot) else f"{method.name} {schedule.name}"
     return Pruning(str(title or given), method, schedule)
@@ -313,20 +313,20 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                     f"recoveries: '{recovery.title}' does not train, which the schedule {schedule.name} of pruning "
                     f"'{one.title}' needs; leave one of them out"
                 )
-            if isinstance(schedule, pruning.Iterative) and schedule.rewind == "weights" and recovery.from_scratch:
+            if isinstance(schedule, pruning.Iterative) and recovery.from_scratch:
                 raise UserError(
-                    f"recoveries: '{recovery.title}' starts from scratch, but pruning '{one.title}' goes back to weights of "
-                    "the dense network; drop from_scratch, or choose another rewind"
+                    f"recoveries: '{recovery.title}' starts from_scratch, which leaves nothing to prune in rounds; "
+                    f"leave it or pruning '{one.title}' out"
                 )
             if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
                 raise UserError(
-                    f"recoveries: '{recovery.title}' has a fit of its own, but pruning '{one.title}' repeats train from "
-                    f"epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
+                    f"recoveries: '{recovery.title}' has a fit or budget of its own, but pruning '{one.title}' repeats train "
+                    f"from epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
                 )
         if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and schedule.epoch >= train.epochs:
             raise UserError(
-                f"prunings: '{one.title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; give "
-                "schedule.epoch less than train.epochs"
+                f"prunings: '{one.title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; "
+                "give schedule.epoch less than train.epochs"
             )
 
 
@@ -396,7 +396,9 @@ def _with_budgets(recoveries: tuple[Recovery, ...], content: Mapping[str, Any]) 
         if isinstance(value, Mapping) and "epochs" in (value.get("fit") or {}):
             raise UserError(f"recoveries.{number}.fit.epochs: the study's budgets set it; drop one of the two")
     return tuple(
-        replace(one, title=f"{one.title}, {epochs} epochs", fit=replace(one.fit, epochs=epochs)) if one.losses else one
+        replace(one, title=f"{one.title}, {epochs} epochs", fit=replace(one.fit, epochs=epochs), own_fit=True)
+        if one.losses
+        else one
         for one in recoveries
         for epochs in (budgets if one.losses else budgets[:1])
     )
@@ -449,6 +451,7 @@ class Cell:
     networks: tuple[Train | Prune | Recover, ...]
     score: Score
     similarities: tuple[Similarity, ...]
+    latency: Latency | None  # of the first seed; None for dense networks
 
 
 @dataclass(frozen=True)
@@ -469,6 +472,7 @@ class Plan:
             "recover": [one for one in networks if isinstance(one, Recover)],
             "predict": [*self.cells[0].score.references, *(part for cell in self.cells for part in cell.score.candidates)],
             "score": [cell.score for cell in self.cells],
+            "latency": [cell.latency for cell in self.cells if cell.latency],
             "similarity": [*self.floor, *(part for cell in self.cells for part in cell.similarities)],
             "correlate": [self.correlate],
             "report": [self.report],
@@ -508,7 +512,7 @@ def plan(study: Study, data_root: Path) -> Plan:
                 Similarity(parent, network, study.similarity_examples)
                 for parent, network in zip(dense, recovered, strict=True)
             )
-            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities))
+            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities, _latency(recovered[0])))
     if not cells:
         raise UserError("the study has nothing to compare: give a sparsity above 0, or a recovery other than none")
     floor = tuple(
@@ -526,6 +530,7 @@ def plan(study: Study, data_root: Path) -> Plan:
         similarities=similarities,
         floor=floor,
         correlate=correlate,
+        latencies=tuple(cell.latency for cell in cells),
         configuration=OmegaConf.to_yaml(OmegaConf.create(study.resolved)),
     )
     return Plan(dense, tuple(cells), floor, correlate, report)
@@ -577,6 +582,9 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
         else:
             network = recovered(pruned, dense.fit, how.schedule.epoch, how.schedule.rewind == "weights")
     return network
+def _latency(network: Train | Prune | Recover) -> Latency | None:
+    pruned = network.network if isinstance(network, Recover) else network
+    return Latency(pruned) if isinstance(pruned, Prune) else None
 
 
 def check_before_training(todo: list[Stage], data_root: Path) -> None:

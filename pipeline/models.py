@@ -400,11 +400,14 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def load_info(folder: Path) -> NetworkInfo:
     try:
-        content = json.loads((folder / "model.json").read_text())
-        lists = ("classes", "input_shape", "mean", "std", "blocks", "removed")
-        return NetworkInfo(**{key: tuple(value) if key in lists else value for key, value in content.items()})
+        return parse_info(json.loads((folder / "model.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}: no readable model.json ({error}); give the folder of a stored network") from None
+
+
+def parse_info(content: dict) -> NetworkInfo:
+    lists = ("classes", "input_shape", "mean", "std", "blocks", "removed")
+    return NetworkInfo(**{key: tuple(value) if key in lists else value for key, value in content.items()})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

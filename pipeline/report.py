@@ -30,6 +30,7 @@ def write(
     correlation: list[Row],
     curves: efficiency.Places,
     configuration: str,
+    counted: dict[str, list[str]],
 ) -> None:
     """Writes everything into an empty folder.
 
@@ -41,8 +42,10 @@ def write(
         correlation: rows of similarity against bias.
         curves: quality against cost, where a recovery was trained at several budgets.
         configuration: the resolved YAML.
+        counted: which weights sparsity is a share of, in words, and the prunings that this holds for.
     """
     summary = summarise(study, runs, audits, floor_cka)
+    summary["notes"] = notes(summary, counted)
     summary["sentences"] += efficiency.sentences(curves)
     (folder / "config.yaml").write_text(configuration)
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -110,6 +113,8 @@ def summarise(
             "recovery": title[2],
             "seeds": len(members),
         }
+        for name in ("latency_b1", "latency_b128"):  # of one seed
+            line[name] = next((run[name] for run in members if run[name] is not None), None)
         for name in ("accuracy", "cev", "sde", "cka"):
             line[name], line[f"{name}_spread"] = _mean_and_spread([run[name] for run in members])
         for name in ("cev", "sde"):
@@ -235,6 +240,18 @@ def sentences(summary: Row) -> list[str]:
     return said
 
 
+def notes(summary: Row, counted: dict[str, list[str]]) -> list[str]:
+    """What the columns of the table mean, where that depends on the study."""
+    parts = [words + (f" ({', '.join(names)})" if len(counted) > 1 else "") for words, names in counted.items()]
+    found = [f"Sparsity: share that is gone of the {'; of the '.join(parts)}."] if parts else []
+    if any(line["pruning"] != "dense" for line in summary["lines"]):
+        found.append(
+            "Latency: of one seed over its dense network at batch 1 and 128, median of alternating runs while no other "
+            "stage ran. A mask saves no time and no MACs: its zeros are multiplied like any other weight."
+        )
+    return found
+
+
 def place(one: Row) -> str:
     return "sparsity 0" if one["pruning"] == "dense" else f"{one['pruning']} {one['sparsity']:g}"
 
@@ -261,7 +278,8 @@ def plus_minus(line: Row, name: str, digits: int | None = None) -> str:
 
 def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the result table, the floor last."""
-    header = ["network", "pruning", "sparsity", "MACs", "recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
+    header = ["network", "pruning", "sparsity", "MACs", "latency b1", "latency b128"]
+    header += ["recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
     body = []
     for line in summary["lines"]:
         reached = "0" if line["pruning"] == "dense" else f"{line['sparsity_reached']:.3f}"
@@ -272,6 +290,8 @@ def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
                 line["pruning"],
                 reached,
                 f"{100 * line['macs_ratio']:.0f} %",
+                number(line["latency_b1"], 2),
+                number(line["latency_b128"], 2),
                 line["recovery"],
                 plus_minus(line, "accuracy", 4),
                 plus_minus(line, "cev"),
@@ -284,7 +304,7 @@ def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
     if floor["cev"]:
         cells = [f"{number(floor[name]['mean'])} ({number(floor[name]['high'])})" for name in ("cev", "sde")]
         cka = plus_minus({"cka": floor["cka"]["mean"], "cka_spread": floor["cka"]["spread"]}, "cka", 3)
-        body.append(["", "floor: dense against dense", "0", "", "mean (97.5 %)", "", *cells, cka, ""])
+        body.append(["", "floor: dense against dense", "0", "", "", "", "mean (97.5 %)", "", *cells, cka, ""])
     return header, body
 
 
@@ -294,14 +314,14 @@ def terminal_table(summary: Row) -> Table:
     spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
     table = Table(
         title=f"{summary['study']}: {summary['dataset']}, {seeds} seed{'s' * (seeds > 1)}, {spread}",
-        caption="* every network lies above the floor's 97.5 % quantile",
+        caption="\n".join(["* every network lies above the floor's 97.5 % quantile", *summary["notes"]]),
         title_justify="left",
         caption_justify="left",
     )
     for column in header:
-        table.add_column(
-            column, justify="left" if column in ("network", "pruning", "recovery") else "right", no_wrap=True
-        )
+        shown = column.replace(" b1", "\nb1").replace("over floor", "over\nfloor")
+        side = "left" if column in ("network", "pruning", "recovery") else "right"
+        table.add_column(shown, justify=side, no_wrap=True)
     for number_, cells in enumerate(body):
         last = number_ == len(body) - 1
         ends = not last and (cells[1], cells[2]) != (body[number_ + 1][1], body[number_ + 1][2])
@@ -442,7 +462,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 .lead { color: #888; margin-top: .2rem; } .said { border-left: 4px solid #4269d0; padding: .2rem 0 .2rem 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:nth-child(-n+2), td:nth-child(-n+2), th:nth-child(5), td:nth-child(5) { text-align: left; }
+th:nth-child(-n+2), td:nth-child(-n+2), th:nth-child(7), td:nth-child(7) { text-align: left; }
 tr.floor { background: var(--soft); font-style: italic; } img { max-width: 100%; background: #fff; }
 pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: 12.5px; }
 """
@@ -459,6 +479,7 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
         + "</tr>"
         for cells in body
     )
+    noted = "".join(f"<p>{escape(note)}</p>" for note in summary["notes"])
     said = "".join(f"<p>{escape(sentence)}</p>" for sentence in summary["sentences"])
     along = [row for row in correlation if row["layer"] in ("mean of blocks", "embedding")]
     along_lines = "".join(
@@ -482,6 +503,7 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
 <b>SDE</b>: how far false positives and false negatives moved apart, in percent. Both compare a network with its own
 dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks a
 CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of the feature maps to the dense parent's.</p>
+{noted}
 <h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
 <h2>Classes</h2><img src="classes.png" alt="change of recall per class">
 <h2>Does similarity go along with bias?</h2><img src="similarity.png" alt="CKA against CEV">

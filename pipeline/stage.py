@@ -43,6 +43,7 @@ class Stage:
     """
 
     version: ClassVar[int] = 1
+    alone: ClassVar[bool] = False  # run while no other stage of the study does: it measures time
 
     @cached_property
     def key(self) -> str:

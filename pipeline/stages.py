@@ -1,4 +1,4 @@
-"""The stages of a study: Train, Prune, Recover, Predict, Score, Similarity, Correlate, Report.
+"""The stages of a study: Train, Prune, Recover, Latency, Predict, Score, Similarity, Correlate, Report.
 
 Each reads its inputs from the store, calls plain functions, and writes files.
 """
@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
 EVALUATION_BATCH = 250
 PRUNING_EXAMPLES = 256
+AGAIN = "delete the folder to compute it again"
 TEACHER_TOLERANCE = 0.02  # in validation accuracy: another device moves an example or two, damage moves more
 
 
@@ -69,21 +71,15 @@ def load_network(folder: Path) -> StoredNetwork:
     masks = models.load_tensors(path) if path.exists() else {}
     for name, mask in masks.items():
         if torch.count_nonzero(network.get_parameter(name)[~mask]):
-            raise UserError(f"{folder}: {name} has weights where its mask has none; delete the folder to compute it again")
+            raise UserError(f"{folder}: {name} has weights where its mask has none; {AGAIN}")
     if (folder / "size.json").exists():
         size = json.loads((folder / "size.json").read_text())
         for name, share in size["layers"].items() if masks else ():
             found = 1 - int(torch.count_nonzero(weight := network.get_parameter(name))) / weight.numel()
             if abs(found - share) > 1e-9:
-                raise UserError(
-                    f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; delete the folder to compute "
-                    "it again"
-                )
+                raise UserError(f"{folder}: {name} has sparsity {found:.4f}, size.json says {share:.4f}; {AGAIN}")
         if (found := sum(parameter.numel() for parameter in network.parameters())) != size["parameters"]:
-            raise UserError(
-                f"{folder}: the network has {found} parameters, size.json says {size['parameters']}; delete the folder to "
-                "compute it again"
-            )
+            raise UserError(f"{folder}: {found} parameters, size.json says {size['parameters']}; {AGAIN}")
     return StoredNetwork(network, info, masks)
 
 
@@ -101,7 +97,8 @@ def pruning_examples(data: Data, context: Context, normalisation: Normalisation,
     train = load_splits(data, context.data_root).train
     rows = np.random.default_rng((seed, 7)).permutation(len(train))[:PRUNING_EXAMPLES]
     batch = next(Batches(train.take(rows), normalisation, batch_size=PRUNING_EXAMPLES).in_order())
-    images = batch.images.clone(memory_format=torch.contiguous_format)  # criteria differentiate: see models.training_format
+    # Contiguous, because criteria differentiate: see models.training_format.
+    images = batch.images.clone(memory_format=torch.contiguous_format)
     return replace(batch, images=images)
 
 
@@ -412,6 +409,35 @@ def _fit(
 
 
 @dataclass(frozen=True)
+class Latency(Stage):
+    """Time of a forward pass of a pruned network over that of its dense network.
+
+    A stage of its own, because time is no pure function of the networks: their folders stay the same bytes. Recovery
+    changes no shape, so the pruned network stands for what is recovered from it.
+    runs, seconds: at most, per batch size; see `pipeline.pruning.latency`.
+    """
+
+    network: Prune
+    runs: int = 30
+    seconds: float = 3.0
+    alone: ClassVar[bool] = True
+
+    def inputs(self) -> list[Stage]:
+        return [*super().inputs(), self.network.dense]
+
+    def label(self) -> str:
+        return f"latency · {self.network.label()}"
+
+    def run(self, folder: Path, context: Context) -> None:
+        stored = load_network(context.open(self.network))
+        dense = load_network(context.open(self.network.dense)).network.to(context.device)
+        example = torch.rand(1, *stored.info.input_shape, generator=torch.Generator().manual_seed(0)).to(context.device)
+        network = stored.network.to(context.device)
+        found = pruning.latency(network, dense=dense, example=example, runs=self.runs, seconds=self.seconds)
+        write_rows(folder / "rows.csv", [asdict(one) for one in found])
+
+
+@dataclass(frozen=True)
 class Predict(Stage):
     """What a network says about every test example. No other stage touches the test split."""
 
@@ -520,8 +546,8 @@ class Correlate(Stage):
 class Report(Stage):
     """Everything that a person reads about a study: tables, figures, a page, and events for TensorBoard.
 
-    titles[i] is (pruning, sparsity, recovery) of scores[i]; similarities go by score and, within it, by seed; floor are
-    the similarities of the dense networks among each other.
+    titles[i] is (pruning, sparsity, recovery) of scores[i], latencies[i] belongs to its first seed (None: dense);
+    similarities go by score and, within it, by seed; floor are the similarities of the dense networks among each other.
     """
 
     study: str
@@ -530,6 +556,7 @@ class Report(Stage):
     similarities: tuple[Similarity, ...]
     floor: tuple[Similarity, ...]
     correlate: Correlate
+    latencies: tuple[Latency | None, ...]
     configuration: str = field(default="", metadata=OUTSIDE_KEY)
 
     def label(self) -> str:
@@ -541,10 +568,16 @@ class Report(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         cka = iter([self._cka(context, stage) for stage in self.similarities])
-        runs, per_class, audits = [], [], []
+        runs, per_class, audits, counted = [], [], [], {}
+        same = {"latency_b1": 1.0, "latency_b128": 1.0}
         for reference in self.scores[0].references:
-            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0}))
-        for title, score in zip(self.titles, self.scores, strict=True):
+            runs.append(self._run(context, reference, ("dense", 0.0, "none"), {"cka": 1.0, **same}))
+        for title, score, latency in zip(self.titles, self.scores, self.latencies, strict=True):
+            times = same
+            if latency is not None:
+                counted.setdefault(latency.network.method.counted, {})[title[0]] = True
+                rows = read_rows(context.open(latency) / "rows.csv")
+                times = {f"latency_b{row['batch_size']}": float(row["ratio"]) for row in rows}
             audit = json.loads((context.open(score) / "audit.json").read_text())
             audits.append((title, audit))
             per_class += [
@@ -553,6 +586,8 @@ class Report(Stage):
             ]
             for candidate, trial in zip(score.candidates, audit["trials"], strict=True):
                 found = {"cev": trial["cev"], "sde": trial["sde"], "cka": next(cka)}
+                if latency is None or candidate.network.seed == latency.network.seed:
+                    found |= times
                 runs.append(self._run(context, candidate, title, found))
         report.write(
             folder,
@@ -564,6 +599,7 @@ class Report(Stage):
             correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
             curves=self._curves(context),
             configuration=self.configuration,
+            counted={words: list(prunings) for words, prunings in counted.items()},
         )
 
     def _curves(self, context: Context) -> list[tuple[str, float, list[efficiency.Curve]]]:
@@ -631,7 +667,10 @@ class Report(Stage):
             "sde": found.get("sde"),
             "cka": found["cka"],
             "parameters": size.get("nonzero_parameters"),
+            "bytes": (folder / "weights.safetensors").stat().st_size,
             "macs_ratio": size["macs"] / size["dense_macs"] if size else 1.0,
+            "latency_b1": found.get("latency_b1"),
+            "latency_b128": found.get("latency_b128"),
             "folder": str(folder.relative_to(context.store.root)),
             "history": [
                 {key: float(value) for key, value in row.items() if value}  # a term outside its window has none

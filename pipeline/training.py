@@ -126,7 +126,7 @@ def fit(
     folder: where the checkpoint lies while training runs; a run that finds one goes on from it, and ends with the same
     weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
-    rest. keep_epochs: also writes the weights after these many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
+    rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
     Raises:
         UserError: the loss is no longer finite.

@@ -28,6 +28,7 @@ LAYERS = {
     "stages": 4,
     "experiment": 5,
     "executors": 5,
+    "export": 5,
     "__main__": 6,
 }
 

@@ -42,7 +42,7 @@ def test_report(finished):
         runs = list(csv.DictReader(file))
     assert list(runs[0]) == [
         *("dataset", "model", "seed", "pruning", "sparsity_asked", "sparsity_reached", "recovery"),
-        *("accuracy", "cev", "sde", "cka", "parameters", "macs_ratio", "folder"),
+        *("accuracy", "cev", "sde", "cka", "parameters", "bytes", "macs_ratio", "latency_b1", "latency_b128", "folder"),
     ]
     assert len(runs) == 2 * (1 + 1 + 2)
     masked = [run for run in runs if run["pruning"] == "magnitude"]
@@ -79,6 +79,22 @@ def test_numbers_come_from_stored_predictions(finished):
         row = next(r for r in csv.DictReader(file) if (r["seed"], r["pruning"], r["recovery"]) == ("1", "magnitude", "kd"))
     assert float(row["cev"]) == pytest.approx(cev)
     assert float(row["accuracy"]) == pytest.approx((kd["logits"].argmax(1) == kd["labels"]).mean())
+
+
+def test_what_measures_time_runs_alone(finished):
+    results, output = finished
+    spans = []
+    for path in (results / "store").rglob("manifest.json"):
+        seconds, end = json.loads(path.read_text())["seconds"], path.stat().st_mtime
+        spans.append((path.parts[-3], end - seconds, end))
+    measured = [span for span in spans if span[0] == "latency"]
+    assert len(measured) == 1, "one seed of each cell, shared by its recoveries"
+    for _, start, end in measured:
+        assert sum(other[1] < end - 0.01 and start + 0.01 < other[2] for other in spans) == 1, "itself alone"
+    with (results / "reports" / "smoke" / "runs.csv").open() as file:
+        runs = [run for run in csv.DictReader(file) if run["pruning"] == "magnitude"]
+    assert all((float(run["latency_b128"]) > 0) if run["seed"] == "0" else run["latency_b128"] == "" for run in runs)
+    assert "without the first convolution and the classifier" in output and "A mask saves no time" in output
 
 
 def test_again_computes_nothing(finished):

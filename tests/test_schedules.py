@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import experiment, models, pruning, stages
+from pipeline.__main__ import main
 from pipeline.registry import UserError
 from pipeline.stage import Context, Store, walk
 from pipeline.stages import Prune, Recover, Train, load_network, load_splits, rewind
@@ -46,7 +48,8 @@ def removed(masks):
 @pytest.mark.parametrize("name", [name for name in pruning.METHODS if pruning.METHODS[name].grows])
 def test_gradual_grows_while_it_recovers(root, name, monkeypatch):
     monkeypatch.setattr(stages, "PRUNING_EXAMPLES", 32)
-    store, (network,) = compute(root, f"prunings=[{{name: {name}, schedule: {{name: gradual, initial: 0.1, updates: 3}}}}]")
+    schedule = "{name: gradual, initial: 0.1, updates: 3}"
+    store, (network,) = compute(root, f"prunings=[{{name: {name}, schedule: {schedule}}}]")
     step = 1 / 16 if name == "filters" else 1e-4  # filters go whole, and the narrowest layer has 16
     assert size(store, network.network)["sparsity"] == pytest.approx(0.1, abs=step)
     assert size(store, network)["sparsity"] == pytest.approx(0.8, abs=step)
@@ -142,19 +145,42 @@ def test_damaged_networks_are_refused_on_reload(root, tmp_path):
 @pytest.mark.parametrize(
     "overrides,message",
     [
-        (["prunings=[{name: magnitude, schedule: gradual}]", "recoveries=[none]"], "'none' does not train, which .* gradual"),
-        (["prunings=[{name: magnitude, schedule: iterative}]", "recoveries=[kd,none]"], "'none' does not train, .* iterative"),
-        (["prunings=[{name: channels, schedule: gradual}]"], "prunings.0.schedule: channels cannot follow gradual"),
-        (["prunings=[{name: magnitude, schedule: gradul}]"], r"prunings.0.schedule: 'gradul' .*did you mean 'gradual'\?"),
-        (["prunings=[{name: magnitude, schedule: {name: gradual, end: 2}}]"], "prunings.0.schedule: begin 0.0 and end 2.0"),
-        (["prunings=[{name: magnitude, schedule: {name: iterative, epoch: 9}}]"], "goes back to epoch 9, but training has"),
+        ("prunings=[{name: lamp, schedule: gradual}] recoveries=[none]", "'none' does not train, which .* gradual"),
+        ("prunings=[{name: lamp, schedule: iterative}] recoveries=[kd,none]", "'none' does not train, .* iterative"),
+        ("prunings=[{name: channels, schedule: gradual}]", "prunings.0.schedule: channels cannot follow gradual"),
+        ("prunings=[{name: lamp, schedule: gradul}]", r"prunings.0.schedule: 'gradul' .*did you mean 'gradual'\?"),
+        ("prunings=[{name: lamp, schedule: {name: gradual, end: 2}}]", "prunings.0.schedule: begin 0.0 and end 2.0"),
+        ("prunings=[{name: lamp, schedule: {name: iterative, epoch: 9}}]", "goes back to epoch 9, but training has"),
         (
-            ["prunings=[{name: magnitude, schedule: iterative}]", "recoveries=[{losses: kd, fit: {epochs: 3}}]"],
-            "'kd' has a fit of its own",
+            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, fit: {epochs: 3}}]",
+            "'kd' has a fit or budget of its own",
+        ),
+        (
+            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, from_scratch: true}]",
+            "'kd' starts from_scratch",
         ),
     ],
 )
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message) as error:
-        experiment.load(SMOKE, [*SHORT, *overrides])
+        experiment.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        (["prunings=[{name: lamp, scope: layer}]", "sparsities=[0.9999]"], "would leave 0 of the .* weights of stage1"),
+        (["prunings=[filters]", "sparsities=[0.99]"], "would leave 0 of the 16 filters of stage1"),
+        (["prunings=[{name: lamp, layers: 'layr1.*'}]"], r"layers: 'layr1.\*' matches no layer"),
+        (["prunings=[{name: channels, layers: stem.0}]"], "nothing to prune with channels"),
+        (["prunings=[channels]", "sparsities=[0.9999]"], "0.9999"),
+        (["prunings=[n_m]"], "2:4 has sparsity 0.5, not 0.8"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_training(overrides, message, tmp_path, capsys):
+    command = ["run", "--config", str(SMOKE), "--results", str(tmp_path), "data.examples=240", *overrides]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and len(error.splitlines()) == 1
+    assert not (tmp_path / "store").exists()

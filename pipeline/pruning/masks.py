@@ -327,6 +327,8 @@ class Filters(MaskMethod):
     """
 
     grows: ClassVar[bool] = True
+    kinds: ClassVar[str] = "convolutions"
+
     norm: int = 1
     batchnorm: bool = True
     minimum_per_layer: int = 1

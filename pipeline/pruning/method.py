@@ -68,6 +68,7 @@ class Method:
     """
 
     grows: ClassVar[bool] = False  # whether a schedule may raise the sparsity while the network trains
+    kinds: ClassVar[str] = "convolutions and linear layers"  # what `prunes` accepts, in words
 
     prune_first: bool = False
     prune_classifier: bool = False
@@ -77,6 +78,18 @@ class Method:
     def prunes(self, module: nn.Module) -> bool:
         """Whether the method acts on layers of this kind."""
         return isinstance(module, nn.Conv2d | nn.Linear | nn.MultiheadAttention)
+
+    @property
+    def counted(self) -> str:
+        """The weights that sparsity is a share of, in words."""
+        kept_out = [
+            what
+            for what, inside in (("the first convolution", self.prune_first), ("the classifier", self.prune_classifier))
+            if not inside
+        ]
+        words = f"weights of {self.kinds}" + (f" without {' and '.join(kept_out)}" if kept_out else "")
+        words += f", in layers {self.layers}" if self.layers != "*" else ""
+        return words + (f", except {self.exclude}" if self.exclude else "")
 
     def includes(self, layer: str) -> bool:
         """Whether the patterns let this layer in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -103,16 +104,18 @@ def latency(
     example: Tensor,
     batch_sizes: tuple[int, ...] = (1, 128),
     runs: int = 30,
+    seconds: float = math.inf,
 ) -> list[Latency]:
     """Times both networks in eval mode, turn by turn, so that whatever else the machine does falls on both.
 
     Args:
         example: [batch, channels, height, width]; repeated to each batch size, on the networks' device.
         runs: pairs per batch size; three more before them are not counted.
+        seconds: per batch size; fewer pairs are run, but at least five, where ``runs`` would take longer.
     """
     modes = {module: module.training for each in (network, dense) for module in each.modules()}
 
-    def seconds(module: nn.Module, images: Tensor) -> float:
+    def timed(module: nn.Module, images: Tensor) -> float:
         if images.is_cuda:
             torch.cuda.synchronize(images.device)
         start = time.perf_counter()
@@ -129,7 +132,11 @@ def latency(
             for batch_size in batch_sizes:
                 copies = -(-batch_size // len(example))
                 images = example.repeat(copies, 1, 1, 1)[:batch_size]
-                pairs = [(seconds(network, images), seconds(dense, images)) for _ in range(runs + 3)][3:]
+                pairs = []
+                end = time.perf_counter() + seconds
+                while len(pairs) < runs + 3 and (len(pairs) < min(runs, 5) + 3 or time.perf_counter() < end):
+                    pairs.append((timed(network, images), timed(dense, images)))
+                pairs = pairs[3:]
                 low, ratio, high = statistics.quantiles([mine / base for mine, base in pairs], n=4)
                 mine, base = (statistics.median(column) for column in zip(*pairs, strict=True))
                 results.append(Latency(batch_size, mine, base, ratio, low, high))
