@@ -55,10 +55,12 @@ def cost_at(cost: np.ndarray, quality: np.ndarray, wanted: np.ndarray) -> np.nda
 class SpeedUp:
     """How many times cheaper ``candidate`` is than ``reference`` at equal quality, in one cost.
 
-    low, high: the range of the qualities that both mean curves reach (low > high: there is none, the rest is empty).
-    quality: [points], where either mean curve has a point within that range.
-    ratio: [points], cost of the reference over cost of the candidate, on the curves of the means over seeds.
-    per_seed: [seeds, points], the same on each seed's own curves; NaN where they do not both reach the quality.
+    low, high: the range of the qualities that both curves of means reach (low > high: there is none).
+    quality: [points], where either of them has a point within that range. ratio: [points], cost of the reference over
+    cost of the candidate.
+    average: geometric mean of the ratio over the range; NaN where there is none. At the upper end, where quality hardly
+    rises any more, the ratio at one point is mostly noise; the average is not.
+    per_seed: [seeds], the same average on each seed's own curves, over their own range.
     """
 
     reference: str
@@ -68,6 +70,7 @@ class SpeedUp:
     high: float
     quality: np.ndarray
     ratio: np.ndarray
+    average: float
     per_seed: np.ndarray
 
 
@@ -84,21 +87,23 @@ def speed_up(reference: Curve, candidate: Curve, cost: str) -> SpeedUp:
     if not all(np.isfinite(curve.costs[cost]).all() for curve in (reference, candidate)):
         raise ValueError(f"{cost} of {reference.title} or {candidate.title} are not known throughout")
 
-    def ratio(theirs: tuple[np.ndarray, np.ndarray], mine: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return cost_at(*theirs, quality) / cost_at(*mine, quality)
+    def compare(theirs: tuple[np.ndarray, np.ndarray], mine: tuple[np.ndarray, np.ndarray]) -> tuple:
+        fronts = [pareto(*points)[1] for points in (theirs, mine)]
+        low, high = max(front[0] for front in fronts), min(front[-1] for front in fronts)
+        quality = np.unique(np.concatenate(fronts))
+        quality = quality[(quality >= low) & (quality <= high)]
+        ratio = cost_at(*theirs, quality) / cost_at(*mine, quality)
+        if len(quality) < 2:
+            return low, high, quality, ratio, ratio[0] if len(ratio) else np.nan
+        # Exact: between the points the logarithms of both costs are linear in quality.
+        return low, high, quality, ratio, np.exp(np.trapezoid(np.log(ratio), quality) / (high - low))
 
     means = [(curve.costs[cost].mean(0), curve.quality.mean(0)) for curve in (reference, candidate)]
-    fronts = [pareto(*mean)[1] for mean in means]
-    low, high = max(front[0] for front in fronts), min(front[-1] for front in fronts)
-    quality = np.unique(np.concatenate(fronts))
-    quality = quality[(quality >= low) & (quality <= high)]
     per_seed = [
-        ratio(*((curve.costs[cost][seed], curve.quality[seed]) for curve in (reference, candidate)))
+        compare(*((curve.costs[cost][seed], curve.quality[seed]) for curve in (reference, candidate)))[-1]
         for seed in range(len(reference.seeds))
     ]
-    return SpeedUp(
-        reference.title, candidate.title, cost, low, high, quality, ratio(*means), np.array(per_seed)
-    )
+    return SpeedUp(reference.title, candidate.title, cost, *compare(*means), np.array(per_seed))
 
 
 def speed_ups(curves: Sequence[Curve]) -> list[SpeedUp]:
@@ -138,28 +143,29 @@ def point_rows(places: Places) -> list[dict[str, object]]:
 
 
 def speed_up_rows(places: Places) -> list[dict[str, object]]:
-    """One row per comparison, cost and quality; lowest and highest are over the seeds that reach it with both."""
+    """One row per comparison and cost: the average over the qualities that both reach, and its range over seeds."""
     rows = []
     for pruning, sparsity, curves in places:
         for found in speed_ups(curves):
-            for column, quality in enumerate(found.quality):
-                reached = found.per_seed[:, column][np.isfinite(found.per_seed[:, column])]
-                rows.append(
-                    {
-                        "pruning": pruning,
-                        "sparsity_asked": sparsity,
-                        "recovery": found.candidate,
-                        "against": found.reference,
-                        "cost": found.cost,
-                        "validation_accuracy": float(quality),
-                        "speed_up": _known(found.ratio[column]),
-                        "lowest": float(reached.min()) if len(reached) else None,
-                        "highest": float(reached.max()) if len(reached) else None,
-                        "seeds_that_reach_it": len(reached),
-                        "seeds": len(found.per_seed),
-                        "best_of_both": column == len(found.quality) - 1,
-                    }
-                )
+            reached = found.per_seed[np.isfinite(found.per_seed)]
+            overlap = found.low <= found.high
+            rows.append(
+                {
+                    "pruning": pruning,
+                    "sparsity_asked": sparsity,
+                    "recovery": found.candidate,
+                    "against": found.reference,
+                    "cost": found.cost,
+                    "accuracy_from": float(found.low) if overlap else None,
+                    "accuracy_to": float(found.high) if overlap else None,
+                    "speed_up": _known(found.average),
+                    "lowest": float(reached.min()) if len(reached) else None,
+                    "highest": float(reached.max()) if len(reached) else None,
+                    "seeds_that_overlap": len(reached),
+                    "seeds": len(found.per_seed),
+                    "speed_up_at_the_best": _known(found.ratio[-1]) if len(found.ratio) else None,
+                }
+            )
     return rows
 
 
@@ -168,24 +174,25 @@ def _known(value: float) -> float | None:
 
 
 def sentences(places: Places) -> list[str]:
-    """The speed-ups at the best quality that both reach, and where none can be given."""
-    said, rows = [], speed_up_rows(places)
+    """The average speed-ups, and where none can be given."""
+    said = []
     for pruning, sparsity, curves in places:
         place = "sparsity 0" if pruning == "dense" else f"{pruning} {sparsity:g}"
-        for found in [found for found in speed_ups(curves) if found.cost == "steps"]:
-            if not len(found.quality):
+        pairs: dict[tuple, list[dict]] = {}
+        for row in speed_up_rows([(pruning, sparsity, curves)]):
+            pairs.setdefault((row["recovery"], row["against"]), []).append(row)
+        for (recovery, against), rows in pairs.items():
+            first = rows[0]
+            if first["speed_up"] is None:
                 said.append(
-                    f"At {place}, no mean validation accuracy is reached by both {found.candidate} and "
-                    f"{found.reference} at these budgets, so there is no speed-up to give."
+                    f"At {place}, no mean validation accuracy is reached by both {recovery} and {against} at these "
+                    "budgets, so there is no speed-up to give."
                 )
                 continue
-            here = (pruning, sparsity, found.candidate, found.reference, True)
-            keys = ("pruning", "sparsity_asked", "recovery", "against", "best_of_both")
-            best = {row["cost"]: row for row in rows if tuple(row[key] for key in keys) == here}
-            parts = [f"{row['speed_up']:.2f} in {COSTS[cost]}{_range(row)}" for cost, row in best.items()]
+            parts = "; ".join(f"{row['speed_up']:.2f} in {COSTS[row['cost']]}{_range(row)}" for row in rows)
             said.append(
-                f"At {place}, {found.candidate} needs less than {found.reference} for {found.high:.2%} validation "
-                f"accuracy, the most that both reach, by the factor {'; '.join(parts)}. Below 1 it needs more."
+                f"At {place}, from {first['accuracy_from']:.1%} to {first['accuracy_to']:.1%} validation accuracy "
+                f"(all that both reach), {recovery} has this speed-up over {against}: {parts}. Below 1 it is slower."
             )
         unknown = [curve.title for curve in curves if not np.isfinite(curve.costs["seconds"]).all()]
         if unknown:
@@ -197,9 +204,10 @@ def sentences(places: Places) -> list[str]:
 
 
 def _range(row: dict[str, object]) -> str:
-    if row["seeds_that_reach_it"] == 0:
-        return " (of means; no seed reaches it with both)"
-    return f" ({row['lowest']:.2f} to {row['highest']:.2f} in {row['seeds_that_reach_it']} of {row['seeds']} seeds)"
+    if row["seeds_that_overlap"] == 0:
+        return " (of means; in no seed do the curves overlap)"
+    overlap = f"{row['seeds_that_overlap']} of {row['seeds']} seeds"
+    return f" ({row['lowest']:.2f} to {row['highest']:.2f} in {overlap})"
 
 
 def figure(pyplot, places: Places, colours: Sequence[str]):

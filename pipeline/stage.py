@@ -171,9 +171,8 @@ class Store:
         """Whether the result exists. A default that changed since it was made is refused with both values."""
         if not (self.folder(stage) / "manifest.json").exists():
             return False
-        stored, now = self.manifest(stage)["options"], stage.options()
-        if stored != json.loads(json.dumps(now)):
-            changed = _first_difference(stored, now, stage.kind)
+        stored, now = self.manifest(stage)["options"], json.loads(json.dumps(stage.options()))
+        if changed := _first_difference(stored, now, stage.kind):
             raise UserError(
                 f"{self.folder(stage)}: made with {changed[0]}={changed[1]}, the default is now {changed[2]}; set the "
                 "option to either value in the configuration, or delete this folder"
@@ -319,12 +318,16 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def _first_difference(stored: Any, now: Any, path: str) -> tuple[str, Any, Any]:
+def _first_difference(stored: Any, now: Any, path: str) -> tuple[str, Any, Any] | None:
+    """(place, stored, now), or None; an option that did not exist when the result was made has its default now."""
     if isinstance(stored, dict) and isinstance(now, dict):
-        for name in sorted(stored.keys() | now.keys()):
-            if stored.get(name) != now.get(name):
-                return _first_difference(stored.get(name), now.get(name), f"{path}.{name}")
-    return path, stored, now
+        pairs = [(name, value, now.get(name)) for name, value in stored.items()]
+    elif isinstance(stored, list) and isinstance(now, list) and len(stored) == len(now):
+        pairs = [(str(place), *both) for place, both in enumerate(zip(stored, now, strict=True))]
+    else:
+        return None if stored == now else (path, stored, now)
+    found = (_first_difference(before, after, f"{path}.{name}") for name, before, after in pairs)
+    return next((one for one in found if one), None)
 
 
 def _package_versions() -> dict[str, str]:

@@ -107,6 +107,15 @@ def test_damage_is_noticed(store):
         store.done(Leaf(1))
 
 
+def test_an_option_that_is_new_does_not_disown_older_results(store):
+    store.execute(Leaf(1), context(store))
+    path = store.folder(Leaf(1)) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["options"]["extra"]  # as if it had been made before there was such an option
+    path.write_text(json.dumps(manifest))
+    assert store.done(Leaf(1))
+
+
 def test_changed_default_is_refused_with_both_values(store):
     store.execute(Leaf(1), context(store))
     path = store.folder(Leaf(1)) / "manifest.json"
