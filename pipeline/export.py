@@ -31,8 +31,8 @@ CHECKED_BATCHES = (1, 8)
 def export(folder: Path, output: Path, kind: str) -> float:
     """Writes the network of a folder of the store to one file, which appears only after it has been checked.
 
-    The file takes images as the network does: float32 [batch, channels, height, width], any batch size, pixels in [0, 1]
-    normalised with the ``mean`` and ``std`` that it carries (with everything else of ``model.json``) as metadata ``model``.
+    It takes images as the network does: float32 [batch, channels, height, width], any batch size, pixels in [0, 1]
+    normalised with the ``mean`` and ``std`` that it carries, with all else of ``model.json``, as metadata ``model``.
 
     Args:
         folder: of a stage Train, Prune or Recover.
@@ -62,8 +62,8 @@ def export(folder: Path, output: Path, kind: str) -> float:
                 scale = max(scale, float(expected.abs().max()))
         if not error <= TOLERANCE * max(1.0, scale):
             raise UserError(
-                f"{folder}: as {kind} the logits differ by {error:.2g} (they go up to {scale:.3g}), so nothing was written; "
-                "try another --format"
+                f"{folder}: as {kind} the logits differ by {error:.2g} (they go up to {scale:.3g}), so nothing was "
+                "written; try another --format"
             )
         os.replace(aside, output)
     finally:
@@ -73,10 +73,10 @@ def export(folder: Path, output: Path, kind: str) -> float:
 
 def _folded(network: nn.Module, folded: nn.Module) -> dict[str, list[str]]:
     """What folding changed: the BatchNorms that became identities, and the convolutions that got a bias."""
-    before = dict(network.named_modules())
+    pairs = [(name, before, folded.get_submodule(name)) for name, before in network.named_modules()]
     return {
-        "identities": [n for n, m in folded.named_modules() if isinstance(m, nn.Identity) and type(before[n]) is not type(m)],
-        "biases": [n for n, m in folded.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not before[n].bias],
+        "identities": [n for n, old, new in pairs if isinstance(new, nn.Identity) and not isinstance(old, nn.Identity)],
+        "biases": [n for n, old, new in pairs if isinstance(old, nn.Conv2d) and (old.bias is None) != (new.bias is None)],
     }
 
 

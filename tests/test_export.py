@@ -46,6 +46,7 @@ def test_safetensors_builds_again(stored, tmp_path):
     assert zeros == sum(int((p == 0).sum()) for p in network.parameters() if p.dim() == 4), "masks stay"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript(stored, tmp_path):
     folder, network = stored
     export.export(folder, tmp_path / "network.pt", "torchscript")
@@ -95,7 +96,7 @@ def test_missing_packages_are_named(stored, tmp_path, monkeypatch):
 
 def test_mistakes_on_the_command_line(tmp_path, capsys):
     command = ["export", str(tmp_path), "--format", "safetensors", "--output"]
-    for output, message in ((tmp_path / "x.safetensors", "no readable model.json"), (tmp_path / "no" / "x", "not exist")):
+    for output, message in ((tmp_path / "x", "no readable model.json"), (tmp_path / "no" / "x", "does not exist")):
         assert main([*command, str(output)]) == 2
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
