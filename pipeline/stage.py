@@ -206,7 +206,7 @@ class Store:
     def lock(self, path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
         """A kernel file lock: it is gone when its process is, however that ended."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with path.open("a") as file:  # "w" would touch it at every look
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -51,7 +51,7 @@ def test_report(finished):
     for name in ("per_class.csv", "measures.csv", "correlation.csv", "bias.png", "classes.png", "similarity.png", "config.yaml"):
         assert (report / name).stat().st_size > 100, name
     page = (report / "index.html").read_text()
-    assert "this is the floor" in page and "http" not in page.replace("http-equiv", "")
+    assert "this is the floor" in page and "no floor to rely on" in page and "http" not in page.replace("http-equiv", "")
     assert "magnitude" in output and "floor" in output and str(report / "index.html") in output
 
 
@@ -153,6 +153,33 @@ def test_two_at_the_same_time_compute_each_stage_once(tmp_path):
     assert [process.returncode for process in both] == [0, 0]
     computed = [line for output in outputs for line in output.splitlines() if line.startswith("[") and line.endswith(" s")]
     assert len(computed) == 4, outputs
+
+
+def test_control_c_stops_every_worker_at_once(tmp_path):
+    running = subprocess.Popen(
+        command("train", "train.epochs=2000", "workers=2", "threads=1", results=tmp_path),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "store").rglob("checkpoint.safetensors")):
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)  # to the parent alone, as a job scheduler would
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+
+
+def test_what_a_person_keeps_beside_a_report_stays(finished, tmp_path):
+    results = tmp_path / "copy"
+    shutil.copytree(finished[0], results)
+    published = results / "reports" / "smoke"
+    (published / "notes.txt").write_text("mine")
+    (published / "runs.csv").unlink()
+    pipeline("report", results=results)
+    assert (published / "notes.txt").read_text() == "mine" and (published / "runs.csv").exists()
 
 
 def test_damaged_result_is_named_and_the_rest_kept(finished, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.registry import UserError
-from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageFailed, Store, replace_folder, walk, write_atomically
+from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageFailed, Store, walk, write_atomically
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,10 @@ def test_write_aside_then_rename(tmp_path, monkeypatch):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_replace_folder(tmp_path):
-    for name in ("old", "new"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-    replace_folder(tmp_path / "new", tmp_path / "old")
-    assert (tmp_path / "old" / "file").read_text() == "new" and [p.name for p in tmp_path.iterdir()] == ["old"]
+def test_unexpected_fault_is_one_line_and_keeps_its_traceback(store, monkeypatch):
+    monkeypatch.setattr(Leaf, "run", lambda self, folder, context: {}["missing"])
+    with pytest.raises(StageFailed, match=r"unexpected KeyError: 'missing'; the traceback is in .*\.failed") as error:
+        store.execute(Leaf(1), context(store))
+    assert "\n" not in str(error.value)
+    assert store.failure(Leaf(1)) == "unexpected KeyError: 'missing'"
+    assert "Traceback" in next(store.root.rglob("*.failed")).read_text()
