@@ -14,7 +14,7 @@ comma := ,
 list = [$(subst $() ,$(comma),$(strip $(subst $(comma), ,$(1))))]
 OVERRIDES = $(if $(SPARSITY),sparsities=$(call list,$(SPARSITY))) \
             $(if $(SEEDS),seeds=$(if $(findstring $(comma),$(SEEDS)),$(call list,$(SEEDS)),$(SEEDS))) $(SET)
-STUDY = --config $(CONFIG) --results $(RESULTS) $(OVERRIDES)
+STUDY = --config "$(CONFIG)" --results "$(RESULTS)" $(OVERRIDES)
 PIPELINE = $(VENV)/bin/python -m pipeline
 VERBS = train prune recover latency predict score similarity correlate report plan show
 # Two set-ups at the same time would write over each other.
@@ -31,7 +31,7 @@ $(VERBS): $(VENV)/ready
 	@$(PIPELINE) $@ $(STUDY)
 
 dashboard: $(VENV)/ready
-	@$(PIPELINE) dashboard --results $(RESULTS)
+	@$(PIPELINE) dashboard --results "$(RESULTS)"
 
 audit: $(VENV)/ready
 	@$(PIPELINE) audit --reference "$(REFERENCE)" --candidate $(CANDIDATE)

@@ -114,9 +114,12 @@ def study(chosen: argparse.Namespace) -> int:
     settings = experiment.load(chosen.config, chosen.overrides)
     data_root = chosen.data or chosen.results / "data"
     published = chosen.results / "reports" / settings.study
-    if chosen.verb == "show":
-        return show(published, console, as_json=chosen.json)
     planned = experiment.plan(settings, data_root)
+    if chosen.verb == "show":
+        shown = show(published, console, as_json=chosen.json)
+        if read_listing(published / "report.json")["key"] != planned.report.key:
+            print("this report was made with other settings than those given now; run makes theirs", file=sys.stderr)
+        return shown
     store = Store(chosen.results)
     if chosen.verb == "plan":
         stages = walk(planned.targets("run"))
@@ -184,23 +187,40 @@ def require_writable(results: Path) -> None:
 
 
 def publish(store, report, published: Path, tensorboard: Path) -> None:
-    """Copies the report out of the store to where people look, unless it already is there."""
-    from pipeline.stage import replace_folder
+    """Copies the report out of the store to where people look, unless it already is there.
 
-    stamp = published / "report.key"
-    if stamp.exists() and stamp.read_text().strip() == report.key and tensorboard.is_dir():
-        return
-    source = store.open(report)
+    File by file, each written aside and renamed, the list of them last: whatever else a person keeps there stays, and
+    only files of an earlier report are removed.
+    """
+    from pipeline.stage import write_atomically
+
+    listing = published / "report.json"
     with store.lock(store.root / "locks" / f"report-{published.name}"):
-        for part, target in ((source, published), (source / "tensorboard", tensorboard)):
-            aside = target.with_name(f".{target.name}.{os.getpid()}.new")
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            skip = shutil.ignore_patterns("tensorboard", "manifest.json") if part is source else None
-            shutil.copytree(part, aside, ignore=skip)
-            if part is source:
-                (aside / "report.key").write_text(report.key + "\n")
-            replace_folder(aside, target)
+        before = read_listing(listing)
+        if before["key"] == report.key and all((published.parent / name).exists() for name in before["files"]):
+            return
+        source, files = store.open(report), []
+        for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name != "manifest.json"):
+            part = path.relative_to(source)
+            inside = part.parts[0] == "tensorboard"
+            target = tensorboard / part.relative_to("tensorboard") if inside else published / part
+            target.parent.mkdir(parents=True, exist_ok=True)
+            aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
+            shutil.copyfile(path, aside)
+            os.replace(aside, target)
+            files.append(os.path.relpath(target, published.parent))
+        for name in set(before["files"]) - set(files):
+            (published.parent / name).unlink(missing_ok=True)
+        write_atomically(listing, json.dumps({"key": report.key, "files": files}, indent=1) + "\n")
+
+
+def read_listing(path: Path) -> dict[str, object]:
+    """Key and files of the report that was published last; empty where there is none or it cannot be read."""
+    try:
+        content = json.loads(path.read_text())
+        return {"key": str(content["key"]), "files": [str(name) for name in content["files"]]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"key": "", "files": []}
 
 
 def show(published: Path, console, *, as_json: bool) -> int:

@@ -180,6 +180,10 @@ def _walk_together(todo: list[Stage], execution: Execution, workers: int, displa
                 if computed:
                     outcome.computed.append(stage)
                 display.done(stage, computed=computed)
+    except BaseException:  # Ctrl-C above all: what a worker is at goes on from its checkpoint next time
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         events.put(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +40,10 @@ SECTIONS = {
     "workers": "stages at a time (0: one per core, one on a GPU)",
     "threads": "threads of each worker (0: the cores divided among the workers)",
 }
+# Keys that say where and with what a study runs, not what it is.
+EXECUTION = ("device", "workers", "threads")
+# What a row of the result table is called where nothing is pruned, or nothing is trained after pruning.
+RESERVED = {"prunings": "dense", "recoveries": "none"}
 DEFAULTS = {
     "seeds": 3,
     "train": {},
@@ -171,6 +176,13 @@ def parse(content: Mapping[str, Any]) -> Study:
             raise UserError(f"{key}: '{double[0]}' stands there twice; give each a title of its own")
         if not titles:
             raise UserError(f"{key}: empty; name at least one")
+        for title in titles:
+            if len(title) > 80 or title.startswith(".") or not title.isprintable() or set(title) & set("/\\"):
+                raise UserError(f"{key}: the title {title!r} names folders too; use at most 80 characters, no / or \\")
+    if RESERVED["prunings"] in [one.title for one in prunings]:
+        raise UserError("prunings: the title 'dense' stands for the dense networks; choose another")
+    if any(one.losses and one.title == RESERVED["recoveries"] for one in recoveries):
+        raise UserError("recoveries: the title 'none' stands for no training; choose another")
     _check_schedules(prunings, recoveries, train)
     device = str(content["device"])
     if device not in ("auto", "cpu", "cuda"):
@@ -214,7 +226,7 @@ def _number(value: Any, key: str) -> float:
 
 def _integer(value: Any, key: str, least: int) -> int:
     number = _number(value, key)
-    if number != int(number) or number < least:
+    if not math.isfinite(number) or number != int(number) or number < least:
         raise UserError(f"{key}: {value} is refused; give a whole number of {least} or more")
     return int(number)
 
@@ -247,12 +259,16 @@ def _seeds(value: Any, where: str = "seeds") -> tuple[int, ...]:
 
 
 def _data(value: Any) -> Data:
+    if not isinstance(value, str | Mapping):
+        raise UserError(f"data: '{value}' is no dataset; {nearest(value, DATASETS)}")
     options = {"name": value} if isinstance(value, str) else dict(value)
-    if options.get("name") is None:
+    if not isinstance(options.get("name"), str):
         raise UserError(f"data.name: missing; {nearest('', DATASETS)}")
     own = {part.name for part in dataclasses.fields(Data)} - {"dataset"}
     split = {key: options.pop(key) for key in list(options) if key in own}
-    if isinstance(split.get("keep"), Mapping):
+    if not isinstance(split.get("keep", {}), Mapping):
+        raise UserError(f"data.keep: '{split['keep']}' is no mapping; give class: share, such as {{cat: 0.1}}")
+    if "keep" in split:
         split["keep"] = [(str(name), _number(share, f"data.keep.{name}")) for name, share in split["keep"].items()]
     name = options["name"]
     if name in DATASETS:  # before the dataset refuses an option, so that the message can offer those of Data too
@@ -289,7 +305,9 @@ def _fit(value: Any, where: str) -> Fit:
 
 
 def _pruning(value: Any, where: str) -> Pruning:
-    options = {"name": value} if isinstance(value, str) else dict(value) if isinstance(value, Mapping) else {}
+    if not isinstance(value, str | Mapping) or not value or (isinstance(value, Mapping) and "name" not in value):
+        raise UserError(f"{where}: '{value}' names no pruning method; {nearest('', pruning.METHODS)}")
+    options = {"name": value} if isinstance(value, str) else dict(value)
     title = options.pop("title", None)
     schedule = pruning.SCHEDULES.build(options.pop("schedule", None) or "one_shot", f"{where}.schedule")
     method = pruning.METHODS.build(options, where)
@@ -531,7 +549,9 @@ def plan(study: Study, data_root: Path) -> Plan:
         floor=floor,
         correlate=correlate,
         latencies=tuple(cell.latency for cell in cells),
-        configuration=OmegaConf.to_yaml(OmegaConf.create(study.resolved)),
+        configuration=OmegaConf.to_yaml(
+            OmegaConf.create({key: value for key, value in study.resolved.items() if key not in EXECUTION})
+        ),
     )
     return Plan(dense, tuple(cells), floor, correlate, report)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 from rich.console import Console
@@ -17,6 +18,7 @@ class Display:
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.finished = console, total, 0
+        self._lock = threading.Lock()  # reports arrive on a thread of their own
         self._bars: dict[str, TaskID] = {}
         self._since: dict[str, float] = {}
         self._said: dict[str, float] = {}
@@ -47,15 +49,17 @@ class Display:
         self.console.print(f"waiting  {stage.label()}: another process is computing it", markup=False, soft_wrap=True)
 
     def report(self, stage: Stage, step: int, steps: int, values: dict[str, float]) -> None:
-        if stage.key not in self._bars:
-            return  # a message of a worker that arrived after its stage had ended
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
-        self._progress.update(self._bars[stage.key], completed=step, total=steps, values=text)
+        with self._lock:
+            if stage.key not in self._bars:
+                return  # a message of a worker that arrived after its stage had ended
+            self._progress.update(self._bars[stage.key], completed=step, total=steps, values=text)
         now = time.monotonic()
         if not self.console.is_terminal and now - self._said[stage.key] > self.LINE_INTERVAL:
             self._said[stage.key] = now
             left = (now - self._since[stage.key]) * (steps - step) / max(step, 1)
-            self.console.print(f"   ...   {stage.label()}: {step}/{steps}  {text}  {left:.0f} s left", markup=False, soft_wrap=True)
+            line = f"   ...   {stage.label()}: {step}/{steps}  {text}  {left:.0f} s left"
+            self.console.print(line, markup=False, soft_wrap=True)
 
     def done(self, stage: Stage, *, computed: bool) -> None:
         self._end(stage)
@@ -69,7 +73,8 @@ class Display:
 
     def _end(self, stage: Stage) -> None:
         self.finished += 1
-        self._progress.remove_task(self._bars.pop(stage.key))
+        with self._lock:
+            self._progress.remove_task(self._bars.pop(stage.key))
 
 
 def _short(value: float) -> str:

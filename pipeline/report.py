@@ -124,6 +124,7 @@ def summarise(
             values = [run[name] for run in members]
             clear = floor is not None and all(value is not None and value > floor["high"] for value in values)
             line[f"{name}_clear"] = clear if floor else None
+            line[f"{name}_above"] = sum(value is not None and value > floor["high"] for value in values) if floor else None
         line["classes_used"] = audit["classes_used"] if audit else None
         lines.append(line)
     lines[0]["cka"], lines[0]["cka_spread"] = None, None  # of a network with itself
@@ -208,25 +209,37 @@ def sentences(summary: Row) -> list[str]:
     else:
         said.append(
             f"Dense networks that differ only in their seed already show a CEV of {number(floor['mean'])} against each "
-            f"other ({number(floor['low'])} to {number(floor['high'])}, {floor['pairs']} ordered pairs): "
-            "this is the floor."
+            f"other ({number(floor['low'])} to {number(floor['high'])}, {floor['pairs']} ordered pairs of "
+            f"{summary['lines'][0]['seeds']} networks): this is the floor."
         )
+        if summary["lines"][0]["seeds"] < 3:
+            said.append("Two seeds make one pair, seen from both sides: no floor to rely on. Run at least three seeds.")
         clear = [line for line in lines if line["cev_clear"]]
         if clear:
-            said.append(f"Clear of the floor in every seed: {'; '.join(name_of(line) for line in clear)}.")
-        unclear = [line for line in lines if not line["cev_clear"]]
-        if unclear:
-            said.append(
-                f"Not distinguishable from a change of seed: {'; '.join(name_of(line) for line in unclear)}."
-            )
+            said.append(f"Above the floor in every seed: {'; '.join(name_of(line) for line in clear)}.")
+        mixed = [line for line in lines if line["cev_above"] and not line["cev_clear"]]
+        if mixed:
+            names = (f"{name_of(line)} ({line['cev_above']} of {line['seeds']})" for line in mixed)
+            said.append(f"Above the floor in some seeds only: {'; '.join(names)}.")
+        inside = [line for line in lines if not line["cev_above"]]
+        if inside:
+            said.append(f"Not distinguishable from a change of seed: {'; '.join(name_of(line) for line in inside)}.")
+    left_out = [line for line in lines if line["classes_used"] < summary["classes"]]
+    if left_out:
+        fewest = min(line["classes_used"] for line in left_out)
+        said.append(
+            f"CEV and SDE leave out classes in which a dense network makes no errors of one kind: down to {fewest} of "
+            f"{summary['classes']} classes are used in every seed (classes_used in runs.csv and summary.json)."
+        )
     tested = [one for one in summary["comparisons"] if one["measure"] == "cev" and one["difference"] is not None]
     tested = [one for one in tested if "none" not in (one["first"], one["second"])]
     clear = [one for one in tested if one["clear"]]
     for one in clear:
-        word = "lower" if one["difference"] < 0 else "higher"
+        word, sign = ("lower", -1) if one["difference"] < 0 else ("higher", 1)
+        low, high = sorted((sign * one["low"], sign * one["high"]))
         said.append(
-            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by {number(abs(one['difference']))} "
-            f"(95 % interval over seeds {number(one['low'])} to {number(one['high'])})."
+            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by {number(sign * one['difference'])} "
+            f"(95 % interval over seeds {number(low)} to {number(high)})."
         )
     others = [one for one in tested if one["clear"] is False]
     if len(others) > 6:
@@ -370,12 +383,16 @@ def _colours(runs: list[Row]) -> dict[str, str]:
 
 
 def _bias_figure(pyplot, summary: Row, runs: list[Row]):
+    from matplotlib import ticker
+
     prunings = [name for name in dict.fromkeys(run["pruning"] for run in runs) if name != "dense"] or ["dense"]
     measures = (("cev", "CEV (%²)", "log"), ("sde", "SDE (%)", "log"), ("accuracy", "accuracy", "linear"))
     figure, axes = pyplot.subplots(
         len(measures), len(prunings), figsize=(4.2 * len(prunings) + 1, 7.5), squeeze=False, sharex="col", sharey="row"
     )
     colours = _colours(runs)
+    plain = ticker.FuncFormatter(lambda value, _: number(value))
+    few = ticker.FuncFormatter(lambda value, _: number(value) if f"{value:e}"[0] in "25" else "")
     for row, (measure, title, scale) in enumerate(measures):
         for column, pruning in enumerate(prunings):
             panel = axes[row][column]
@@ -403,8 +420,11 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
                 panel.scatter(*zip(*[point[:2] for point in points], strict=True), s=12, color=colour, alpha=0.6, lw=0)
                 asked = sorted({point[2] for point in points})
                 means = [np.mean([p[:2] for p in points if p[2] == level], axis=0) for level in asked]
-                panel.plot(*zip(*means, strict=True), color=colour, lw=1.4, label=recovery)
+                panel.plot(*zip(*means, strict=True), color=colour, lw=1.4, marker="_", ms=9, label=recovery)
             panel.set_yscale(scale)
+            if scale == "log":
+                panel.yaxis.set_major_formatter(plain)
+                panel.yaxis.set_minor_formatter(few)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03))
     figure.suptitle("Induced bias over sparsity: a point per seed, lines join the means")

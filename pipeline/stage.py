@@ -13,8 +13,8 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +151,7 @@ class Store:
 
     def failure(self, stage: Stage) -> str:
         path = self._beside(stage, ".failed")
-        return path.read_text().strip() if path.exists() else ""
+        return path.read_text().partition("\n")[0] if path.exists() else ""
 
     def _lock_path(self, stage: Stage) -> Path:
         return self.root / "locks" / f"{stage.kind}-{stage.key}"
@@ -233,6 +233,10 @@ class Store:
             raise StageFailed(str(error)) from None
         except OSError as error:
             raise StageFailed(describe_os_error(error, self.root)) from None
+        except Exception as error:  # a fault of ours: it must not take the rest of the study down, nor be lost
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self._note_failure(stage, f"{reason}\n\n{traceback.format_exc()}")
+            raise StageFailed(f"{reason}; the traceback is in {self._beside(stage, '.failed')}") from error
 
     def _make(self, stage: Stage, context: Context) -> None:
         folder, work = self.folder(stage), self._beside(stage, ".work")
@@ -285,7 +289,7 @@ def describe_os_error(error: OSError, root: Path) -> str:
         errno.ENOTDIR: "a file is in the way; choose another folder with RESULTS=... (--results)",
         errno.EEXIST: "a file is in the way; choose another folder with RESULTS=... (--results)",
     }.get(error.errno, "mend this and run again: finished stages are kept")
-    return f"{path}: {error.strerror or error}; {remedy}"
+    return f"{path}: {error.strerror or str(error) or type(error).__name__}; {remedy}"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -299,15 +303,6 @@ def write_atomically(path: Path, text: str) -> None:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def replace_folder(new: Path, target: Path) -> None:
-    """Puts a finished folder in the place of another one."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(new, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush_to_disk(path: Path) -> None:

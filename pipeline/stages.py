@@ -143,6 +143,8 @@ class Train(Stage):
 
     def run(self, folder: Path, context: Context) -> None:
         splits = load_splits(self.data, context.data_root)
+        if self.identity and splits.fingerprint != self.identity:
+            raise UserError("the images changed after this study was planned; run the same command again")
         normalisation = Normalisation.of(splits.train)
         shape, classes = splits.train.input_shape, splits.train.classes
         network = models.build(self.network, input_shape=shape, classes=len(classes), seed=self.seed)
@@ -151,6 +153,7 @@ class Train(Stage):
         losses = distillation.parse_losses("ce", "train.losses")
         _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs)
         models.save(folder, network, info)
+        (folder / training.CHECKPOINT).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -284,6 +287,7 @@ class Recover(Stage):
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
+        (folder / training.CHECKPOINT).unlink(missing_ok=True)
         if isinstance(self.network, Prune):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
@@ -557,7 +561,7 @@ class Report(Stage):
     floor: tuple[Similarity, ...]
     correlate: Correlate
     latencies: tuple[Latency | None, ...]
-    configuration: str = field(default="", metadata=OUTSIDE_KEY)
+    configuration: str = ""
 
     def label(self) -> str:
         return f"report {self.study}"

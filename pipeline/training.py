@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.data import Augmentation, Batch, Batches
@@ -76,6 +76,9 @@ def learning_rate(options: Fit, progress: float) -> float:
     return options.learning_rate
 
 
+CHECKPOINT = "checkpoint.safetensors"
+
+
 class Objective(Protocol):
     """What fit() minimises; see `pipeline.distillation.Objective`."""
 
@@ -123,7 +126,8 @@ def fit(
 
     prepare: makes the objective, given one batch and what the untrained network shows for it (shapes matter only).
     seed: with the epoch it fixes order and augmentation; runs with equal seeds see the same images.
-    folder: where the checkpoint lies while training runs; a run that finds one goes on from it, and ends with the same
+    folder: where the checkpoint lies, for the caller to remove once the network is stored. A run that finds one goes on
+        from it, and ends with the same
     weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
     rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
@@ -148,7 +152,7 @@ def fit(
     forward = torch.compile(observer) if options.compile else observer
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
-    checkpoint = folder / "checkpoint.safetensors"
+    checkpoint = folder / CHECKPOINT
     done, history = start_epoch, []
     if checkpoint.exists():
         done, history = _restore(checkpoint, network, objective, optimizer, masker)
@@ -196,10 +200,8 @@ def fit(
         report((epoch + 1) * steps_per_epoch, steps, values)
         if epoch + 1 in keep_epochs:
             save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
-        if epoch + 1 < options.epochs:
-            _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
+        _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
     observer.close()
-    checkpoint.unlink(missing_ok=True)
     return history
 
 
@@ -270,11 +272,14 @@ def _restore(
     masker: Masker | None,
 ) -> tuple[int, list[dict[str, float]]]:
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "objective": {}, "optimizer": {}, "masks": {}}
-    with safe_open(path, framework="pt") as file:
-        information = file.metadata()
-        for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
-            part, _, rest = name.partition(".")
-            parts[part][rest] = file.get_tensor(name)
+    try:
+        with safe_open(path, framework="pt") as file:
+            information = file.metadata()
+            for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
+                part, _, rest = name.partition(".")
+                parts[part][rest] = file.get_tensor(name)
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); delete it to train this network anew") from None
     network.load_state_dict(parts["network"])
     objective.load_state_dict(parts["objective"])
     parameters = optimizer.param_groups[0]["params"]
