@@ -74,9 +74,10 @@ def export(folder: Path, output: Path, kind: str) -> float:
 def _folded(network: nn.Module, folded: nn.Module) -> dict[str, list[str]]:
     """What folding changed: the BatchNorms that became identities, and the convolutions that got a bias."""
     pairs = [(name, before, folded.get_submodule(name)) for name, before in network.named_modules()]
+    convolutions = [(name, before, after) for name, before, after in pairs if isinstance(before, nn.Conv2d)]
     return {
-        "identities": [n for n, old, new in pairs if isinstance(new, nn.Identity) and not isinstance(old, nn.Identity)],
-        "biases": [n for n, old, new in pairs if isinstance(old, nn.Conv2d) and (old.bias is None) != (new.bias is None)],
+        "identities": [name for name, before, after in pairs if type(before) is not type(after)],
+        "biases": [name for name, before, after in convolutions if before.bias is None and after.bias is not None],
     }
 
 

@@ -112,7 +112,8 @@ def test_plan_and_show_for_machines(finished):
     assert shown["study"] == "smoke" and shown["floor"]["cev"]["pairs"] == 2
     new = json.loads(pipeline("plan", "--json", "sparsities=[0.5,0.8]", results=results).stdout)
     todo = [line for line in new if line["state"] == "todo"]
-    assert {line["stage"] for line in todo} == {"prune", "recover", "predict", "score", "similarity", "correlate", "report"}
+    branch = {"prune", "recover", "latency", "predict", "score", "similarity", "correlate", "report"}
+    assert {line["stage"] for line in todo} == branch
     assert not [line for line in todo if line["stage"] == "prune" and " 0.5 " not in line["label"]]
 
 
