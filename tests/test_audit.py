@@ -48,7 +48,7 @@ def table(folder, name, scores, groups=None):
 def run(*words):
     parser = argparse.ArgumentParser()
     audit.add_arguments(parser)
-    return audit.main(parser.parse_args([*map(str, words), "--resamples", "50"]))
+    return audit.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
 
 
 def result_of(capsys, *words):
@@ -243,7 +243,7 @@ def test_neither_module_imports_what_it_does_not_need():
 
 
 def test_the_command_line(files, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "audit", "--resamples", "50"]
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "audit", "--resamples", "100"]
     both = ["--reference", files["dense"], "--candidate", files["pruned"], "--json", "-"]
     done = subprocess.run([*command, *both], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

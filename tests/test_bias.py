@@ -532,7 +532,7 @@ def test_groups_are_the_test_set_cut_up():
     for g, row in enumerate(result["per_group"]):
         inside = groups == g
         before, after = (Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0]))
-        alone = bias.audit(references=before, candidates=after, resamples=10)
+        alone = bias.audit(references=before, candidates=after, resamples=100)
         for name, value in alone.measures.items():
             assert row[name] == pytest.approx(value.value), name
         for c in range(4):
@@ -614,8 +614,8 @@ BAD = {
     "do not exist|does not exist|not exist": lambda: bias.audit(
         references=Predictions([0, 1], [0, 1]), candidates=Predictions([0, 1], [1, 0])
     ),
-    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=10),
-    "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=10),
+    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=100),
+    "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
 
 
