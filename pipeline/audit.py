@@ -498,7 +498,8 @@ def page(result: Audit, reference: str) -> str:
         (
             "Classes used",
             f"{result.classes_used} of {result.classes}",
-            f"{classes_used(result)} · {result.examples:,} examples · {counted(len(result.trials), 'trial')}",
+            f"{classes_used(result) + ' · ' if len(result.trials) > 1 else ''}{result.examples:,} examples · "
+            f"{counted(len(result.trials), 'trial')}",
         ),
     ]
     if "accuracy" in result.measures and "accuracy_change" in result.measures:

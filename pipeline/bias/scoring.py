@@ -261,8 +261,8 @@ def audit(
     values = _values(pairs, chosen, smoothing=smoothing, floors=floors, **options)
     if values["cev"].value is None:
         raise UserError(
-            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV and "
-            "SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
+            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
+            "and SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
         )
     p_values, test = class_significance(pairs)
     per_class, has_change = _per_class(pairs, names, p_values, level, smoothing)
