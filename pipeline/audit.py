@@ -9,8 +9,10 @@ import json
 import math
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", metavar="PATH", help="write the result here; - for the standard output and nothing else"
     )
     parser.add_argument("--html", metavar="PATH", help="write one self-contained page here")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples (default 2000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples, at least 100")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples, 0 or more")
     parser.add_argument(
         "--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors"
     )
@@ -197,7 +199,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         if "pickle" in str(error).lower() or "object" in str(error).lower():
             raise UserError(f"{path}: holds a pickle, which is never read; save plain arrays of numbers") from None
         raise UserError(f"{path}: not readable as .npz: {str(error).splitlines()[0]}") from None
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise UserError(f"{path}: an array is larger than the memory of this machine; give fewer examples") from None
+    except (OSError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not readable as .npz: {first}") from None
     broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
@@ -212,6 +216,9 @@ def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
             raise UserError(f"{source}: unknown array '{name}'; {nearest(name, ARRAYS)}")
     classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
     if "confusion" in arrays:
+        for name in arrays:
+            if name not in ("confusion", "classes"):
+                raise UserError(f"{source}: '{name}' beside 'confusion'; give the matrix or the examples, not both")
         return Predictions.from_confusion(arrays["confusion"], classes=classes, source=source)
     if "labels" not in arrays or not ("logits" in arrays or "predictions" in arrays):
         held = ", ".join(sorted(arrays)) or "nothing"
@@ -234,6 +241,9 @@ def _rows(path: Path, *, known: Sequence[str] | None) -> list[dict[str, str]]:
             header = [name.strip() for name in next(reader, [])]
             if not header:
                 raise UserError(f"{path}: empty file; start it with the header label,prediction[,group]")
+            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
+            if twice is not None:
+                raise UserError(f"{path}: column '{twice}' stands there twice; remove one")
             for name in header if known is not None else ():
                 if name not in known:
                     raise UserError(f"{path}: unknown column '{name}'; {nearest(name, known)}")
@@ -254,6 +264,9 @@ def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple
 
     def numbers(values: list[str], name: str) -> np.ndarray:
         if place is None:
+            long = next((value for value in values if len(value) > 18), None)  # int64 holds any 18 digits
+            if long is not None:
+                raise UserError(f"{words.source}: {name} {long[:24]} is out of range for a class number")
             return np.array([int(value) for value in values], np.int64)
         for value in values:
             if value not in place:
@@ -283,7 +296,7 @@ def _is_number(word: str) -> bool:
 def _ordered(words: set[str]) -> tuple[str, ...]:
     """Numbers by value, names by the alphabet."""
     if words and all(_is_number(word) for word in words):
-        return tuple(sorted(words, key=int))
+        return tuple(sorted(words, key=Decimal))
     return tuple(sorted(words))
 
 
@@ -296,6 +309,8 @@ def _write(path: str, text: str) -> None:
 
 # Telling
 
+INTERVAL = "95 % interval for the value without sampling noise"
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: three significant digits, a dash for none."""
@@ -306,6 +321,30 @@ def number(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+
+
+def footnote(result: Audit) -> str:
+    """What the intervals are for."""
+    units = "test examples and trials" if len(result.trials) > 1 else "test examples"
+    return (
+        f"Intervals, over {units}, are for the value that an endless test set would give. A value that sampling noise "
+        "inflates, such as CEV, SDE or a largest gap, may lie above its interval."
+    )
+
+
+def counted(many: int, noun: str) -> str:
+    """'1 trial', '2 trials'."""
+    return f"{many:,} {noun}{'' if many == 1 else 's'}"
+
+
+def classes_used(result: Audit) -> str:
+    """How many classes the values rest on; those of each trial apart where the trials differ."""
+    several = " in every trial" if len(result.trials) > 1 else ""
+    whole = f"{result.classes_used} of {result.classes} classes{several}"
+    own = sorted({trial["classes_used"] for trial in result.trials})
+    if own == [result.classes_used]:
+        return whole
+    return f"{' to '.join(map(str, own[:: max(len(own) - 1, 1)]))} of {result.classes} classes by trial, {whole}"
 
 
 def _range(bounds) -> str:
@@ -326,7 +365,7 @@ def sentence(result: Audit) -> str:
     if abs(lost) < 0.05:
         parts.append("The candidate is as accurate as the reference overall")
     else:
-        parts.append(f"The candidate gets {abs(lost):.1f} of 100 examples {'fewer' if lost > 0 else 'more'} right")
+        parts.append(f"The candidate gets {abs(lost):.1f} {'fewer' if lost > 0 else 'more'} of 100 examples right")
     low = result.cev_interval.low if result.cev_interval is not None else None
     moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
     if result.cev == 0 and result.sde == 0:
@@ -361,14 +400,11 @@ def show(result: Audit, reference: str) -> None:
     console.print(Text(f"{names}  against  {reference}", style="bold"))
     console.print(
         Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
-        + Text(
-            f"{result.classes_used} of {result.classes} classes, {result.examples:,} examples, "
-            f"{len(result.trials)} trial(s)"
-        )
+        + Text(f"{classes_used(result)}, {result.examples:,} examples, {counted(len(result.trials), 'trial')}")
     )
     console.print(
         Text(
-            f"without sampling noise, 95 %: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
+            f"{INTERVAL}: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
             style="dim",
         )
     )
@@ -394,19 +430,21 @@ def show(result: Audit, reference: str) -> None:
     console.print(table)
     table = Table(title="Measures", title_justify="left", box=None, pad_edge=False)
     floors = result.floor_networks > 0
-    for heading in ("measure", "value", "95 % interval", "unit", *(("floor", "percentile") if floors else ())):
+    for heading in ("measure", "value", INTERVAL, "unit", *(("floor", "percentile") if floors else ())):
         table.add_column(heading, justify="right" if heading in ("value", "percentile") else "left")
     for each in result.measures.values():
         floor = each.floor
         more = (f"{number(floor.low)} to {number(floor.high)}", f"{floor.percentile:.0f}") if floor else ("–", "–")
         table.add_row(each.title, number(each.value), _range(each.interval), each.unit, *(more if floors else ()))
     console.print(table)
+    console.print(Text(footnote(result), style="dim"))
     console.print(Text(f"* {result.significance}", style="dim"))
     for note in result.notes:
         console.print(Text(f"note: {note}", style="dim"))
     if result.left_out:
         reasons = sorted(set(result.left_out.values()))
-        console.print(Text(f"note: {len(result.left_out)} measures are missing: {'; '.join(reasons)}", style="dim"))
+        many = counted(len(result.left_out), "measure") + (" is" if len(result.left_out) == 1 else " are")
+        console.print(Text(f"note: {many} missing: {'; '.join(reasons)}", style="dim"))
 
 
 # The page
@@ -426,7 +464,7 @@ font-weight:650;letter-spacing:-.02em;line-height:1.25}
 .card span{color:var(--soft);font-size:12.5px;display:block}
 table{border-collapse:collapse;width:100%;font-size:13px;font-variant-numeric:tabular-nums}
 th{font-weight:600;text-align:left;color:var(--soft);border-bottom:1px solid var(--line);
-padding:6px 10px 6px 0;white-space:nowrap}
+padding:6px 10px 6px 0;vertical-align:bottom}
 th.sort{cursor:pointer}td{border-bottom:1px solid #f0f2f5;padding:5px 10px 5px 0;vertical-align:top}
 td.n,th.n{text-align:right}tr.hit td:first-child{color:var(--hot);font-weight:600}
 svg{display:block;width:100%;height:auto;max-width:760px;margin:0 auto}
@@ -455,12 +493,13 @@ def page(result: Audit, reference: str) -> str:
     """The audit as one HTML page that loads nothing from elsewhere."""
     candidates = ", ".join(trial["file"] for trial in result.trials)
     cards = [
-        ("CEV", number(result.cev), f"squared percent · without noise {_range(result.cev_interval)}"),
-        ("SDE", number(result.sde), f"percent · without noise {_range(result.sde_interval)}"),
+        ("CEV", number(result.cev), f"squared percent · without sampling noise {_range(result.cev_interval)}"),
+        ("SDE", number(result.sde), f"percent · without sampling noise {_range(result.sde_interval)}"),
         (
             "Classes used",
             f"{result.classes_used} of {result.classes}",
-            f"{result.examples:,} examples · {len(result.trials)} trial(s)",
+            f"{classes_used(result) + ' · ' if len(result.trials) > 1 else ''}{result.examples:,} examples · "
+            f"{counted(len(result.trials), 'trial')}",
         ),
     ]
     if "accuracy" in result.measures and "accuracy_change" in result.measures:
@@ -490,9 +529,8 @@ def page(result: Audit, reference: str) -> str:
 <div class="cards">{blocks}</div>
 <section><h2>Relative change of error rates, one point a class</h2>{scatter(result)}</section>
 <section><h2>Measures</h2>{_measure_table(result)}
-<p class="soft">Intervals are at 95 %, over test examples{" and trials" if len(result.trials) > 1 else ""}.
-Those of CEV and SDE are for the value that an endless test set would give; on a small one the plain value lies above
-them, since sampling noise adds to a squared quantity.{html.escape(missing)}</p></section>
+<p class="soft">{footnote(result)}
+{html.escape(missing)}</p></section>
 {_group_section(result)}
 <section><h2>Classes</h2>{_class_table(result)}
 <p class="soft">Marked: recall changed by more or less than accuracy ({html.escape(result.significance)}).
@@ -605,9 +643,7 @@ def _cell(value: float | None, text: str | None = None) -> str:
 
 def _measure_table(result: Audit) -> str:
     floors = result.floor_networks > 0
-    head = ["measure", "value", "95 % interval", "unit", "better"] + (
-        ["floor", "excess", "percentile"] if floors else []
-    )
+    head = ["measure", "value", INTERVAL, "unit", "better"] + (["floor", "excess", "percentile"] if floors else [])
     rows = []
     for each in result.measures.values():
         cells = [f"<td>{html.escape(each.title)}</td>", _cell(each.value), f"<td>{_range(each.interval)}</td>"]

@@ -1,6 +1,7 @@
 """The verb audit: files of every kind in, text, JSON and one page out, and one line for everything that is wrong."""
 
 import argparse
+import io
 import json
 import re
 import subprocess
@@ -48,7 +49,7 @@ def table(folder, name, scores, groups=None):
 def run(*words):
     parser = argparse.ArgumentParser()
     audit.add_arguments(parser)
-    return audit.main(parser.parse_args([*map(str, words), "--resamples", "50"]))
+    return audit.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
 
 
 def result_of(capsys, *words):
@@ -170,6 +171,47 @@ def test_page_stands_alone_and_escapes_names(tmp_path):
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?\s*(?:https?:)?//', text)
 
 
+def test_trials_are_counted_and_classes_named_for_what_they_are(files, capsys):
+    assert run("--reference", files["dense"], "--candidate", files["pruned"]) == 0
+    one = capsys.readouterr().out
+    assert "3 of 3 classes, 300 examples, 1 trial\n" in one
+    assert re.search(r"\d (fewer|more) of 100 examples right", one)
+    assert "95 % interval for the value without sampling noise: CEV" in one
+    assert run("--reference", files["dense"], "--candidate", files["pruned"], files["second"]) == 0
+    assert "3 of 3 classes in every trial, 300 examples, 2 trials\n" in capsys.readouterr().out
+    references = [
+        bias.Predictions(LABELS, np.where(LABELS == 0, 0, logits(1).argmax(1))),
+        bias.Predictions.from_logits(LABELS, logits(1)),
+    ]
+    candidates = [bias.Predictions.from_logits(LABELS, logits(seed, 0.4)) for seed in (2, 3)]
+    result = bias.audit(references=references, candidates=candidates, resamples=100)
+    text = "2 to 3 of 3 classes by trial, 2 of 3 classes in every trial"
+    assert audit.classes_used(result) == text and text in audit.page(result, "dense")
+
+
+def test_help_states_each_default_once(capsys):
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    audit.add_arguments(parser)
+    assert parser.format_help().count("2000") == 1
+
+
+def test_long_group_names_of_digits(files, tmp_path, capsys):
+    groups = ["9" * 5000 if i % 2 else "7" for i in range(len(LABELS))]
+    listed = write(tmp_path, "g.csv", "group\n" + "\n".join(groups) + "\n")
+    found = result_of(capsys, "--reference", files["dense"], "--candidate", files["pruned"], "--groups", listed)
+    assert [row["group"] for row in found["groups"]["per_group"]] == ["7", "9" * 5000]
+
+
+def huge(folder):
+    """An archive whose header promises more numbers than any memory holds."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (2**56,)})
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        archive.writestr("labels.npy", header.getvalue())
+        archive.writestr("predictions.npy", header.getvalue())
+    return str(folder / "x.npz")
+
+
 class Spy:
     def __reduce__(self):
         return (print, ("opened",))
@@ -196,6 +238,16 @@ BAD = {
     "unknown column 'predicted'; .*did you mean 'prediction'": lambda d: write(d, "x.csv", "label,predicted\n0,1\n"),
     "no column 'prediction'": lambda d: write(d, "x.csv", "label,group\n0,1\n"),
     "line 3 has not 2 filled columns": lambda d: write(d, "x.csv", "label,prediction\n0,1\n0\n"),
+    "column 'label' stands there twice": lambda d: write(d, "x.csv", "label,prediction,label\n0,1,2\n"),
+    "is out of range for a class number": lambda d: write(d, "x.csv", "label,prediction\n0,99999999999999999999\n"),
+    "labels hold NaN or infinity": lambda d: save(d, "x.npz", labels=LABELS + np.inf, predictions=LABELS),
+    "NaN or infinity was found": lambda d: save(d, "x.npz", confusion=np.array([[1, np.nan], [1, 2]])),
+    "counts 1,000,000,000,003 examples": lambda d: save(d, "x.npz", confusion=np.array([[10**12, 1], [1, 1]])),
+    "larger than the memory": huge,
+    **{
+        f"'{name}' beside 'confusion'": lambda d, name=name: save(d, "x.npz", confusion=np.eye(3) + 1, **{name: LABELS})
+        for name in ("labels", "predictions", "logits", "groups")
+    },
     "holds no predictions.npz": lambda d: str(d),
 }
 
@@ -243,7 +295,7 @@ def test_neither_module_imports_what_it_does_not_need():
 
 
 def test_the_command_line(files, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "audit", "--resamples", "50"]
+    command = [sys.executable, "-X", "importtime", "-m", "pipeline", "audit", "--resamples", "100"]
     both = ["--reference", files["dense"], "--candidate", files["pruned"], "--json", "-"]
     done = subprocess.run([*command, *both], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

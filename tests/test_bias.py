@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline import bias
-from pipeline.bias import MEASURES, Pair, Predictions, Rates, Table, cev, rates, rates_from_confusion, sde
+from pipeline.bias import MEASURES, Pair, Predictions, Rates, Table, cev, rates, rates_from_confusion, resampling, sde
 from pipeline.registry import UserError
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -481,6 +482,67 @@ def test_corrected_values_are_unbiased_where_plain_ones_are_not():
     assert covered >= 54
 
 
+def test_an_estimate_lies_in_its_interval_where_nothing_changed():
+    """Noise alone, small test sets: half of the estimates are below 0, and the upper ends stay within reason."""
+    below = 0
+    for seed in range(20):
+        labels = np.random.default_rng(seed).integers(0, 10, 1000)
+        networks = [network(1000 * part + seed, labels=labels, classes=10, wrong=0.1) for part in (1, 2)]
+        names = ["cev_corrected", "sde_corrected", "max_excess_accuracy_gap"]
+        try:
+            result = bias.audit(references=networks[0], candidates=networks[1], measures=names, resamples=100)
+        except UserError:
+            continue
+        for name in names[:2]:
+            found = result.measures[name]
+            assert found.interval.low <= found.value <= found.interval.high
+            clipped = found.value != found.estimate
+            assert clipped == ("shown is the nearer end" in found.interval.note)
+            assert clipped == any(
+                note.startswith(found.title) and f"{found.estimate:.4g}" in note for note in result.notes
+            )
+            assert found.estimate == pytest.approx(np.mean(found.trials))
+            below += clipped
+        assert result.measures["max_excess_accuracy_gap"].interval.low >= 0
+        assert result.cev_interval.high < 20 * result.cev
+    assert below > 4
+
+
+@pytest.mark.parametrize("estimate", [-1.0, -1e-6, 0.0, 1e-6, 1.0])
+def test_the_upper_end_grows_no_faster_than_the_standard_error(estimate):
+    ends = [resampling._score_interval(estimate, 2.0, reach**2) for reach in (1.0, 10.0, 100.0)]
+    assert all(
+        low <= max(estimate, 0) <= high < 3.5 * reach for (low, high), reach in zip(ends, (1, 10, 100), strict=True)
+    )
+
+
+def test_classes_used_belong_to_a_trial():
+    """Trial 0 has a reference that never errs at class 3, trial 1 one that does."""
+    perfect = np.where((LABELS == 3) | (DENSE.predictions == 3), LABELS, DENSE.predictions)
+    references = [Predictions(LABELS, perfect), DENSE]
+    result = bias.audit(references=references, candidates=PRUNED[:2], resamples=100)
+    assert [trial["classes_used"] for trial in result.trials] == [3, 4]
+    for trial, before, after in zip(result.trials, references, PRUNED, strict=False):
+        alone = cev(rates(LABELS, before.predictions, classes=4), rates(LABELS, after.predictions))
+        assert (alone.classes_used, alone.value) == (trial["classes_used"], pytest.approx(trial["cev"]))
+    assert result.classes_used == 3 and any("in some trial" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_endless_numbers_are_refused_without_a_warning(value):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for make in (
+            lambda: Predictions([0, value], [0, 1]),
+            lambda: Predictions([0, 1], [0, value]),
+            lambda: Predictions.from_confusion([[5, value], [1, 5]]),
+            lambda: cev(rates([0, 1], [1, 0]), rates([0, 1], [1, 0]), smoothing=value),
+            lambda: bias.audit(references=DENSE, candidates=PRUNED, smoothing=value),
+        ):
+            with pytest.raises(UserError, match="infinity|not finite"):
+                make()
+
+
 def test_holm_by_hand():
     assert bias.holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
 
@@ -532,9 +594,9 @@ def test_groups_are_the_test_set_cut_up():
     for g, row in enumerate(result["per_group"]):
         inside = groups == g
         before, after = (Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0]))
-        alone = bias.audit(references=before, candidates=after, resamples=10)
+        alone = bias.audit(references=before, candidates=after, resamples=100)
         for name, value in alone.measures.items():
-            assert row[name] == pytest.approx(value.value), name
+            assert row[name] == pytest.approx(value.estimate), name
         for c in range(4):
             found = next(r for r in result["per_class_within_group"] if r["group"] == str(g) and r["class"] == str(c))
             assert found["fpr"] == pytest.approx(alone.per_class[c]["fpr"])
@@ -614,8 +676,14 @@ BAD = {
     "do not exist|does not exist|not exist": lambda: bias.audit(
         references=Predictions([0, 1], [0, 1]), candidates=Predictions([0, 1], [1, 0])
     ),
-    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=10),
-    "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=10),
+    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=100),
+    "counts 1,000,000,000,003 examples": lambda: Predictions.from_confusion([[10**12, 1], [1, 1]]),
+    "more than 2.53 are not exact": lambda: rates_from_confusion([[1e300, 1], [1, 1]]),
+    "smoothing: 1e.07 is above 1e.06": lambda: bias.audit(references=DENSE, candidates=PRUNED, smoothing=1e7),
+    "seed: -1 is negative": lambda: bias.audit(references=DENSE, candidates=PRUNED, seed=-1),
+    "resamples: 99 are too few": lambda: bias.audit(references=DENSE, candidates=PRUNED, resamples=99),
+    "resamples: 5 are too few": lambda: bias.compare(references=DENSE, first=PRUNED[0], second=PRUNED[1], resamples=5),
+    "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
 
 

@@ -124,6 +124,7 @@ class Measure:
     needs_pairing: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
     lowest: ClassVar[float] = 0.0  # no interval goes below it
+    noise_free: ClassVar[bool] = False  # estimates what its interval is for, so that an audit shows it inside of it
     interval: ClassVar[str] = "bca"  # the method that covers best, see benchmarks/coverage.py
 
     def counts(self, pair: Pair | Sequence[Pair]) -> Counts:
@@ -246,6 +247,7 @@ class CorrectedCombinedErrorVariance(Measure):
     """
 
     title = "CEV, corrected for sampling noise"
+    noise_free = True
     source = "derived here"
     equation = "½ Σ_FPR,FNR [mean_c est(d_c²) - (Σ_c est(d_c²) + Σ_c≠c' est(d_c) est(d_c'))/C²]"
     unit = "squared percent"
@@ -289,6 +291,7 @@ class CorrectedSymmetricDistanceError(Measure):
     """
 
     title = "SDE, corrected for sampling noise"
+    noise_free = True
     source = "derived here"
     equation = "(mean|x| / rms x) √(mean_c est(x²) / 2),  x_c = d_FPR,c - d_FNR,c"
     unit = "percent"
@@ -328,13 +331,15 @@ class _OfRecalls(Measure):
 @MEASURES.register("max_excess_accuracy_gap")
 @dataclass(frozen=True)
 class MaxExcessAccuracyGap(_OfRecalls):
-    """Accuracy lost by the worst class beyond what the test set lost; the gap of each class is in ``per_class``."""
+    """Accuracy lost by the worst class beyond what the test set lost; the gap of each class is in ``per_class``.
+
+    Never below 0: the gaps, weighed by the sizes of the classes, add up to 0.
+    """
 
     title = "Largest excess accuracy gap"
     source = "Hashemizadeh et al. 2024, max_g ψ_g"
     equation = "max_c [(recall_c - recall'_c) - (accuracy - accuracy')]"
     unit = "share"
-    lowest = -np.inf
     better = "lower"
     interval = "basic"
 

@@ -11,6 +11,8 @@ from pipeline.registry import UserError
 
 UNDEFINED = ("omit", "error")
 AVERAGES = ("trials", "rates")
+LARGEST_SMOOTHING = 1e6  # pseudo-counts beyond any test set: every relative change would be nearly 0
+LARGEST_EXPANSION = 10_000_000  # examples that a confusion matrix may be written out to, some gigabytes of memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +88,17 @@ class Predictions:
     def from_confusion(
         cls, confusion: np.ndarray, *, classes: Sequence[str] | None = None, source: str = "confusion matrix"
     ) -> Predictions:
-        """The examples that a confusion matrix [C, C] counts (rows = true class), by class; ``paired`` is False."""
+        """The examples that a confusion matrix [C, C] counts (rows = true class), by class; ``paired`` is False.
+
+        Raises:
+            UserError: no counts, or more than ten million examples, each of which takes memory.
+        """
         confusion = _confusion(confusion, source)
+        if confusion.sum() > LARGEST_EXPANSION:
+            raise UserError(
+                f"{source}: the confusion matrix counts {confusion.sum():,} examples, more than {LARGEST_EXPANSION:,}; "
+                "give the counts of a smaller test set"
+            )
         labels, predictions = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices(confusion.shape))
         names = tuple(classes) if classes is not None else tuple(str(c) for c in range(len(confusion)))
         return cls(labels, predictions, classes=names, source=source, paired=False)
@@ -214,8 +225,7 @@ def relative_changes(
     """
     if undefined not in UNDEFINED:
         raise UserError(f"undefined: '{undefined}' is not known; one of {', '.join(UNDEFINED)}")
-    if not smoothing >= 0:
-        raise UserError(f"smoothing: {smoothing} is negative; give a pseudo-count of 0 or more")
+    refuse_smoothing(smoothing)
     if len(reference.support) != len(candidate.support):
         raise UserError(f"reference has {len(reference.support)} classes, candidate has {len(candidate.support)}")
     before, after = (_smoothed(each, smoothing) for each in (reference, candidate))
@@ -372,6 +382,16 @@ def paired_up(reference, candidate, kind: type) -> tuple[list, list]:
     return references, candidates
 
 
+def refuse_smoothing(smoothing: float) -> None:
+    """Raises a UserError for a pseudo-count that is no number, negative or absurdly large."""
+    if not np.isfinite(smoothing):
+        raise UserError(f"smoothing: {smoothing} is not finite; give a pseudo-count such as 0.5")
+    if smoothing < 0:
+        raise UserError(f"smoothing: {smoothing} is negative; give a pseudo-count of 0 or more")
+    if smoothing > LARGEST_SMOOTHING:
+        raise UserError(f"smoothing: {smoothing:g} is above {LARGEST_SMOOTHING:g}; give a pseudo-count such as 0.5")
+
+
 def _two_classes(count: int, source: str) -> None:
     if count < 2:
         raise UserError(f"{source}: only one class; error rates need at least two")
@@ -383,6 +403,8 @@ def _integers(values: np.ndarray, source: str, name: str) -> np.ndarray:
         raise UserError(f"{source}: {name} have shape {list(values.shape)}; give one number per example")
     if not len(values):
         return values.astype(np.int64)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise UserError(f"{source}: {name} hold NaN or infinity; give class numbers counted from 0")
     whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((np.mod(values, 1) == 0).all()))
     if not whole:
         raise UserError(f"{source}: {name} are not whole numbers; give class numbers counted from 0")
@@ -410,8 +432,13 @@ def _confusion(confusion: np.ndarray, source: str) -> np.ndarray:
     if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
         raise UserError(f"{source}: shape {list(confusion.shape)} is not square; give counts [classes, classes]")
     _two_classes(len(confusion), source)
+    if confusion.dtype.kind == "f" and not np.isfinite(confusion).all():
+        raise UserError(f"{source}: a confusion matrix holds counts; NaN or infinity was found")
     if confusion.dtype.kind not in "iuf" or not (confusion >= 0).all() or (confusion != np.round(confusion)).any():
         raise UserError(f"{source}: a confusion matrix holds counts; negative or broken numbers were found")
-    if not confusion.sum():
+    total = confusion.sum(dtype=np.float64)
+    if not total:
         raise UserError(f"{source}: no examples; give at least one")
+    if total > 2**53:
+        raise UserError(f"{source}: the confusion matrix counts {total:.3g} examples; more than 2^53 are not exact")
     return confusion.astype(np.int64)

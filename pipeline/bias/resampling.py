@@ -398,10 +398,13 @@ def _score_interval(estimate: float, observed: float, reach_squared: float) -> t
 
     Squared normal deviates with a mean noise of m around a true mean square θ have a variance in proportion to m + 2θ,
     where m = observed - estimate. An interval that gives θ its own variance is longer upwards; the symmetric one misses
-    large θ whenever the estimate, and its standard error with it, came out small.
+    large θ whenever the estimate, and its standard error with it, came out small. Where the reach exceeds all that was
+    observed, noise hides the effect and the proportion says nothing; the scale is then no smaller than the reach, which
+    keeps the upper end to a few times it.
     """
     noise = max(observed - estimate, 0.0)
-    unit = reach_squared / max(observed + estimate, 0.5 * observed) if observed > 0 else 0.0  # m + 2 estimate below
+    scale = max(observed + estimate, 0.5 * observed, np.sqrt(reach_squared))  # m + 2 estimate, kept away from 0
+    unit = reach_squared / scale if observed > 0 else 0.0
     middle = estimate + unit
     reach = np.sqrt(max(middle**2 - estimate**2 + unit * noise, 0.0))
     return max(float(middle - reach), 0.0), max(float(middle + reach), 0.0)

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.bias.measures import MEASURES, Measure, Pair
-from pipeline.bias.rates import Predictions, changes_of, paired_up
+from pipeline.bias.rates import Predictions, changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import Interval, Table, bootstrap, class_significance, corrected_interval, interval
 from pipeline.registry import UserError, nearest
+
+FEWEST_RESAMPLES = 100  # the 2.5 % quantile of fewer draws is little more than their smallest
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class Floor:
 
     Attributes:
         mean, low, high: mean and 2.5 and 97.5 percent quantiles over the pairs.
-        excess: the candidates' value minus the mean.
-        percentile: percent of the pairs whose value is at most the candidates'.
+        excess: the candidates' estimate minus the mean.
+        percentile: percent of the pairs whose value is at most the candidates' estimate.
         pairs: how many pairs have a value.
     """
 
@@ -40,8 +42,11 @@ class Value:
     """One measure of the candidates.
 
     Attributes:
-        value: the mean over trials, None where it does not exist.
-        interval: None where it does not exist.
+        value: the mean over trials, None where it does not exist. One that estimates the value without sampling noise
+            (``Measure.noise_free``) and falls outside its interval is put at the nearer end; ``interval.note`` says so.
+        estimate: the mean over trials as it is.
+        interval: for the value that an endless test set would give; a value that sampling noise inflates, such as that
+            of CEV, may lie above it. None where it does not exist.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
         floor: None without at least two dense networks.
@@ -52,6 +57,7 @@ class Value:
     unit: str
     better: str
     value: float | None
+    estimate: float | None
     interval: Interval | None
     trials: tuple[float | None, ...]
     published: float | None
@@ -63,13 +69,15 @@ class Audit:
     """What compression did to a classifier.
 
     Attributes:
-        classes: number of classes; ``classes_used`` have reference errors of both kinds in every trial.
+        classes: number of classes.
+        classes_used: how many have reference errors of both kinds in every trial. The value of a trial rests on its own
+            ``classes_used``, which may be more where the trials have different references.
         class_names: in order.
         examples: N.
         cev, sde: mean over trials; see ``cev_interval`` for what noise adds.
         cev_interval, sde_interval: for the values without sampling noise.
         published: cev and sde of rates averaged over trials first.
-        trials: file, accuracy, cev and sde of each candidate.
+        trials: file, accuracy, cev, sde and classes_used of each candidate.
         per_class: one dict a class, see ``per_class_rows``.
         measures: name -> Value, every measure that the inputs allow.
         left_out: name -> why the measure is missing.
@@ -115,6 +123,7 @@ class Audit:
             "measures": {
                 name: {
                     "value": each.value,
+                    "estimate": each.estimate,
                     "interval": _ends(each.interval),
                     "interval_method": each.interval.method if each.interval else None,
                     "interval_unit": each.interval.unit if each.interval else None,
@@ -215,8 +224,8 @@ def audit(
         floor_references: K dense networks; the K (K - 1) ordered pairs of them are the floor.
         groups: int64 [N], a column to report by; the first candidate's, where it has one.
         group_names, classes: names in the order of the numbers.
-        resamples: bootstrap resamples behind each interval.
-        seed: of the resamples.
+        resamples: bootstrap resamples behind each interval, at least 100.
+        seed: of the resamples, 0 or more.
         level: nominal coverage.
         method: ``"best"`` takes for each measure the one that covers best, see ``Measure.interval``; or ``"basic"``,
             ``"percentile"``, ``"bca"`` for all.
@@ -226,6 +235,7 @@ def audit(
     Raises:
         UserError: inputs that do not belong together; an unknown measure; no class with a relative change.
     """
+    _refuse_draws(resamples, seed)
     references, candidates = paired_up(references, candidates, Predictions)
     floor_references = list(floor_references)
     everything = [*references, *candidates, *floor_references]
@@ -251,11 +261,12 @@ def audit(
     values = _values(pairs, chosen, smoothing=smoothing, floors=floors, **options)
     if values["cev"].value is None:
         raise UserError(
-            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV and "
-            "SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
+            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
+            "and SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
         )
     p_values, test = class_significance(pairs)
-    per_class, used = _per_class(pairs, names, p_values, level, smoothing)
+    per_class, has_change = _per_class(pairs, names, p_values, level, smoothing)
+    used = int(has_change.all(0).sum())
     if groups is None:
         own = next((each for each in candidates + references if each.groups is not None), None)
         groups, group_names = (own.groups, group_names or own.group_names) if own else (None, None)
@@ -266,9 +277,13 @@ def audit(
             "given the class and are wider than they need to be"
         )
     if used < count:
+        some = "" if (has_change == has_change[0]).all() else " in some trial"
+        where = "there" if some else "of CEV and SDE"
+        verb = "has" if count - used == 1 else "have"
         notes.append(
-            f"{count - used} of {count} classes have a reference rate of zero or no examples: left out of CEV and SDE"
+            f"{count - used} of {count} classes {verb} a reference rate of zero or no examples{some}: left out {where}"
         )
+    notes += [f"{each.title}: {each.interval.note}" for each in values.values() if each.value != each.estimate]
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -281,7 +296,13 @@ def audit(
         sde_interval=values["sde"].interval,
         published={name: values[name].published for name in ("cev", "sde")},
         trials=[
-            {"file": each.source, "accuracy": right, "cev": values["cev"].trials[i], "sde": values["sde"].trials[i]}
+            {
+                "file": each.source,
+                "accuracy": right,
+                "cev": values["cev"].trials[i],
+                "sde": values["sde"].trials[i],
+                "classes_used": int(has_change[i].sum()),
+            }
             for i, (each, right) in enumerate(zip(candidates, accuracy, strict=True))
         ],
         per_class=per_class,
@@ -316,6 +337,7 @@ def compare(
     Raises:
         UserError: as ``audit``; a measure that exists only for all trials together.
     """
+    _refuse_draws(resamples, seed)
     kind = _measure(measure)
     if kind.over_trials:
         raise UserError(f"measure: '{measure}' exists only for all trials together and cannot be compared by trial")
@@ -495,8 +517,7 @@ def _in_one_order(everything: Sequence[Predictions]) -> list[Predictions]:
 def _refuse_undefined(pairs: Sequence[Pair], names: Sequence[str], undefined: str, smoothing: float) -> None:
     if undefined not in ("omit", "error"):
         raise UserError(f"undefined: '{undefined}' is not known; one of omit, error")
-    if not smoothing >= 0:
-        raise UserError(f"smoothing: {smoothing} is negative; give a pseudo-count of 0 or more")
+    refuse_smoothing(smoothing)
     if undefined == "error" and not smoothing:
         for pair in pairs:
             positives, negatives = _error_counts(pair.reference, pair.class_count)
@@ -506,6 +527,13 @@ def _refuse_undefined(pairs: Sequence[Pair], names: Sequence[str], undefined: st
                     f"{pair.reference.source}: class '{names[zero[0]]}' has a reference rate of zero and no relative "
                     f"change ({len(zero)} such classes); use undefined 'omit' or a smoothing"
                 )
+
+
+def _refuse_draws(resamples: int, seed: int) -> None:
+    if resamples < FEWEST_RESAMPLES:
+        raise UserError(f"resamples: {resamples} are too few for an interval; give at least {FEWEST_RESAMPLES}")
+    if seed < 0:
+        raise UserError(f"seed: {seed} is negative; give 0 or more")
 
 
 def _error_counts(each: Predictions, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -543,12 +571,20 @@ def _values(pairs, chosen, *, smoothing, floors, resamples, seed, unit, level, m
                 )
             if bounds is not None and bounds.low < each.lowest:
                 bounds = replace(bounds, low=each.lowest, high=max(bounds.high, each.lowest))
+            shown = value
+            if each.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
+                shown = min(max(value, bounds.low), bounds.high)
+                outside = f"the estimate is {value:.4g}; shown is the nearer end of its interval"
+                if value < 0:
+                    outside += ", since the changes are no more uneven than noise"
+                bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, outside])))
             found[each.name] = Value(
                 measure=each.name,
                 title=each.title,
                 unit=each.unit,
                 better=each.better,
-                value=_number(value),
+                value=_number(shown),
+                estimate=_number(value),
                 interval=bounds,
                 trials=tuple(_number(trial) for trial in trials),
                 published=_number(averaged[each.name]) if each.name in averaged else None,
@@ -583,15 +619,15 @@ def _floor(values: np.ndarray | None, value: float) -> Floor | None:
     return Floor(mean, float(low), float(high), value - mean, share, len(values))
 
 
-def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[list[dict[str, Any]], int]:
-    """Rows of averaged rates, and how many classes have a relative change in every trial."""
+def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Rows of averaged rates, and bool [trials, C]: which classes have a relative change in each trial."""
     count = len(names)
     before, after = (
         np.array([_error_counts(getattr(pair, word), count) for pair in pairs], np.float64)
         for word in ("reference", "candidate")
     )
     support = np.bincount(pairs[0].labels, minlength=count)
-    used = int(((before + smoothing) > 0).all((0, 1)).sum())
+    has_change = ((before + smoothing) > 0).all(1)  # [trials, C]
     change, defined = changes_of(before.mean(0) + smoothing, after.mean(0) + smoothing)
     negatives = np.maximum(len(pairs[0].labels) - support, 1)
     positives = np.maximum(support, 1)
@@ -613,7 +649,7 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
         }
         for c in range(count)
     ]
-    return rows, used
+    return rows, has_change
 
 
 def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> dict[str, Any]:
@@ -659,7 +695,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     of_both = _values(within, bias, smoothing=smoothing, floors={}, **options)
     both_p, _ = class_significance(within)
     long_names = [f"{group} / {name}" for group in labels_of[:many] for name in names]
-    rows, used = _per_class(within, long_names, both_p, options["level"], smoothing)
+    rows, has_change = _per_class(within, long_names, both_p, options["level"], smoothing)
     for i, row in enumerate(rows):
         # Negatives of a class inside a group are the other examples of that group, not of the whole test set.
         negatives = max(size[i // count] - row["support"], 1)
@@ -684,7 +720,10 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
         ],
         "measures": brief(of_groups),
         "class_within_group": brief(of_both)
-        | {"classes": int((np.bincount(labels, minlength=count * many) > 0).sum()), "classes_used": used},
+        | {
+            "classes": int((np.bincount(labels, minlength=count * many) > 0).sum()),
+            "classes_used": int(has_change.all(0).sum()),
+        },
         "per_class_within_group": rows,
         "significance": test,
     }
