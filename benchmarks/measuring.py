@@ -13,7 +13,9 @@ import torchvision
 def show_machine() -> None:
     """Prints the machine and the versions that the figures below belong to."""
     with open("/proc/cpuinfo") as file:
-        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
+        model = next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor()
+        )
     print(
         f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
         f"torch {torch.__version__}, torchvision {torchvision.__version__}"

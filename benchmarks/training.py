@@ -18,7 +18,7 @@ from torch.nn import functional
 from torchvision import transforms
 
 from pipeline import distillation, models, training
-from pipeline.data import Augmentation, Batches, Normalisation, Split
+from pipeline.data import Batches, Normalisation, Split
 from pipeline.executors import prepare_process
 
 BATCH = 128
@@ -62,9 +62,7 @@ def main(steps: int = 8, threads: int = 1) -> None:
             built = models.build(name, input_shape=(3, 32, 32), classes=10)
             info = models.describe(built, name, split.classes, (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
             networks = {kind: copy.deepcopy(built) for kind in ("plain", "memory", "ours")}
-            memory = [
-                (torch.randn(BATCH, 3, 32, 32), torch.from_numpy(labels[:BATCH])) for _ in range(steps)
-            ]
+            memory = [(torch.randn(BATCH, 3, 32, 32), torch.from_numpy(labels[:BATCH])) for _ in range(steps)]
             train = Batches(split, normalisation, batch_size=BATCH, augmentation=options.augmentation)
             validation = Batches(split.take(np.arange(10)), normalisation, batch_size=BATCH)
 
@@ -75,14 +73,22 @@ def main(steps: int = 8, threads: int = 1) -> None:
 
             def ours(networks=networks, info=info, train=train, validation=validation, folder=folder):
                 training.fit(
-                    networks["ours"], info=info, prepare=prepare, options=options, train=train, validation=validation,
-                    seed=(0, 0), folder=Path(folder),
+                    networks["ours"],
+                    info=info,
+                    prepare=prepare,
+                    options=options,
+                    train=train,
+                    validation=validation,
+                    seed=(0, 0),
+                    folder=Path(folder),
                 )
 
             seconds = alternate(
                 {
                     "plain loop": lambda networks=networks: plain_loop(networks["plain"], loader, steps),
-                    "NCHW in memory": lambda networks=networks, memory=memory: plain_loop(networks["memory"], memory, steps),
+                    "NCHW in memory": lambda networks=networks, memory=memory: plain_loop(
+                        networks["memory"], memory, steps
+                    ),
                     "pipeline": ours,
                 },
                 rounds=5,

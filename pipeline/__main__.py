@@ -59,11 +59,15 @@ def parser() -> argparse.ArgumentParser:
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
     verb.add_argument("--results", type=Path, default=Path("results"), help="folder of store and reports")
     verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1")
-    verb = add("export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx")
+    verb = add(
+        "export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx"
+    )
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
     verb.add_argument("--format", choices=("onnx", "torchscript", "safetensors"), required=True, help="kind of file")
     verb.add_argument("--output", type=Path, default=None, help="file to write (default: the folder's name, here)")
-    verb = add("audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz")
+    verb = add(
+        "audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz"
+    )
     audit.add_arguments(verb)
     return top
 
@@ -136,9 +140,7 @@ def study(chosen: argparse.Namespace) -> int:
         console.print(f"{len(stages)} stages: {counts}; folders: {chosen.results}/store/<stage>/<key>", highlight=False)
         return 0
     targets = planned.targets(chosen.verb)
-    execution = executors.Execution(
-        chosen.results, data_root, settings.device, settings.workers, settings.threads
-    )
+    execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers, settings.threads)
     todo, _ = executors.needed(targets, store)
     if todo:
         require_writable(chosen.results)

@@ -170,7 +170,10 @@ def parse(content: Mapping[str, Any]) -> Study:
         for number, value in enumerate(_list(content["recoveries"], "recoveries"))
     )
     recoveries = _with_budgets(recoveries, content)
-    for key, titles in (("prunings", [one.title for one in prunings]), ("recoveries", [one.title for one in recoveries])):
+    for key, titles in (
+        ("prunings", [one.title for one in prunings]),
+        ("recoveries", [one.title for one in recoveries]),
+    ):
         double = sorted({title for title in titles if titles.count(title) > 1})
         if double:
             raise UserError(f"{key}: '{double[0]}' stands there twice; give each a title of its own")
@@ -279,9 +282,7 @@ def _data(value: Any) -> Data:
     dataset = DATASETS.build(options, "data")
     plain = {key: part for key, part in split.items() if key != "keep"}
     try:
-        return replace(
-            build(_DataOptions, plain, "data").of(dataset), keep=tuple(split.get("keep", ()))
-        )
+        return replace(build(_DataOptions, plain, "data").of(dataset), keep=tuple(split.get("keep", ())))
     except ValueError as error:
         raise UserError(f"data: {error}") from None
 
@@ -375,7 +376,9 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
         fit = _changed_fit(content["recover"], chosen.fit, f"{where}.fit")
     start, end = chosen.window
     if not 0 <= start < end <= 1:
-        raise UserError(f"{where}.window: {list(chosen.window)} is refused; give two rising shares of training in [0, 1]")
+        raise UserError(
+            f"{where}.window: {list(chosen.window)} is refused; give two rising shares of training in [0, 1]"
+        )
     if chosen.ensemble not in distillation.ENSEMBLES:
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, distillation.ENSEMBLES)}")
     losses = () if expression is None else distillation.parse_losses(expression, f"{where}.losses")
@@ -391,7 +394,9 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
     teachers = _teachers(chosen.teachers, content, f"{where}.teachers")
     if chosen.ensemble != "average" and sum(len(one.seeds) or 1 for one in teachers) < 2:
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
-    title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses))
+    title = chosen.title or (
+        chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses)
+    )
     return Recovery(
         title=title,
         losses=losses,
@@ -488,7 +493,10 @@ class Plan:
             "train": list(self.dense),
             "prune": [one for one in self._pruned()],
             "recover": [one for one in networks if isinstance(one, Recover)],
-            "predict": [*self.cells[0].score.references, *(part for cell in self.cells for part in cell.score.candidates)],
+            "predict": [
+                *self.cells[0].score.references,
+                *(part for cell in self.cells for part in cell.score.candidates),
+            ],
             "score": [cell.score for cell in self.cells],
             "latency": [cell.latency for cell in self.cells if cell.latency],
             "similarity": [*self.floor, *(part for cell in self.cells for part in cell.similarities)],
@@ -525,7 +533,9 @@ def plan(study: Study, data_root: Path) -> Plan:
             if not recovery.losses and sparsity == 0:
                 continue  # the dense networks themselves: they are the reference, and the floor among each other
             recovered = tuple(_network(one, how, sparsity, recovery) for one in dense)
-            score = Score(references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing)
+            score = Score(
+                references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing
+            )
             similarities = tuple(
                 Similarity(parent, network, study.similarity_examples)
                 for parent, network in zip(dense, recovered, strict=True)
@@ -602,6 +612,8 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
         else:
             network = recovered(pruned, dense.fit, how.schedule.epoch, how.schedule.rewind == "weights")
     return network
+
+
 def _latency(network: Train | Prune | Recover) -> Latency | None:
     pruned = network.network if isinstance(network, Recover) else network
     return Latency(pruned) if isinstance(pruned, Prune) else None

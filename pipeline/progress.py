@@ -65,7 +65,9 @@ class Display:
         self._end(stage)
         seconds = time.monotonic() - self._since[stage.key]
         word = f"{seconds:.1f} s" if computed else "made meanwhile by another process"
-        self.console.print(f"[{self.finished}/{self.total}]  {stage.label()}  {word}", markup=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[{self.finished}/{self.total}]  {stage.label()}  {word}", markup=False, highlight=False, soft_wrap=True
+        )
 
     def failed(self, stage: Stage, reason: str) -> None:
         self._end(stage)

@@ -124,7 +124,9 @@ def summarise(
             values = [run[name] for run in members]
             clear = floor is not None and all(value is not None and value > floor["high"] for value in values)
             line[f"{name}_clear"] = clear if floor else None
-            line[f"{name}_above"] = sum(value is not None and value > floor["high"] for value in values) if floor else None
+            line[f"{name}_above"] = (
+                sum(value is not None and value > floor["high"] for value in values) if floor else None
+            )
         line["classes_used"] = audit["classes_used"] if audit else None
         lines.append(line)
     lines[0]["cka"], lines[0]["cka_spread"] = None, None  # of a network with itself
@@ -275,11 +277,13 @@ def name_of(line: Row) -> str:
 
 
 def number(value: float | None, digits: int | None = None) -> str:
-    """Three significant digits at least; thousands grouped; a dash where there is no value."""
+    """Three significant digits, thousands grouped, powers of ten from a million on; a dash where there is no value."""
     if value is None or not math.isfinite(value):
         return "-"
     if digits is not None:
         return f"{value:.{digits}f}"
+    if abs(value) >= 1e6:
+        return f"{value:.1e}".replace("e+0", "e")
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -291,33 +295,34 @@ def plus_minus(line: Row, name: str, digits: int | None = None) -> str:
 
 def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the result table, the floor last."""
-    header = ["network", "pruning", "sparsity", "MACs", "latency b1", "latency b128"]
-    header += ["recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
+    header = ["pruning", "sparsity", "recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
+    header += ["MACs", "latency b1", "latency b128"]
     body = []
     for line in summary["lines"]:
         reached = "0" if line["pruning"] == "dense" else f"{line['sparsity_reached']:.3f}"
-        excess = "" if line["cev_excess"] is None else f"{number(line['cev_excess'])}{' *' if line['cev_clear'] else ''}"
+        excess = (
+            "" if line["cev_excess"] is None else f"{number(line['cev_excess'])}{' *' if line['cev_clear'] else ''}"
+        )
         body.append(
             [
-                line["network"],
                 line["pruning"],
                 reached,
-                f"{100 * line['macs_ratio']:.0f} %",
-                number(line["latency_b1"], 2),
-                number(line["latency_b128"], 2),
                 line["recovery"],
                 plus_minus(line, "accuracy", 4),
                 plus_minus(line, "cev"),
                 plus_minus(line, "sde"),
                 plus_minus(line, "cka", 3),
                 excess,
+                f"{100 * line['macs_ratio']:.0f} %",
+                number(line["latency_b1"], 2),
+                number(line["latency_b128"], 2),
             ]
         )
     floor = summary["floor"]
     if floor["cev"]:
         cells = [f"{number(floor[name]['mean'])} ({number(floor[name]['high'])})" for name in ("cev", "sde")]
         cka = plus_minus({"cka": floor["cka"]["mean"], "cka_spread": floor["cka"]["spread"]}, "cka", 3)
-        body.append(["", "floor: dense against dense", "0", "", "", "", "mean (97.5 %)", "", *cells, cka, ""])
+        body.append(["floor (dense pairs)", "0", "mean (97.5 %)", "", *cells, cka, "", "", "", ""])
     return header, body
 
 
@@ -326,18 +331,19 @@ def terminal_table(summary: Row) -> Table:
     seeds = summary["lines"][0]["seeds"]
     spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
     table = Table(
-        title=f"{summary['study']}: {summary['dataset']}, {seeds} seed{'s' * (seeds > 1)}, {spread}",
+        title=f"{summary['study']}: {summary['lines'][0]['network']} on {summary['dataset']}, "
+        f"{seeds} seed{'s' * (seeds > 1)}, {spread}",
         caption="\n".join(["* every network lies above the floor's 97.5 % quantile", *summary["notes"]]),
         title_justify="left",
         caption_justify="left",
     )
     for column in header:
         shown = column.replace(" b1", "\nb1").replace("over floor", "over\nfloor")
-        side = "left" if column in ("network", "pruning", "recovery") else "right"
+        side = "left" if column in ("pruning", "recovery") else "right"
         table.add_column(shown, justify=side, no_wrap=True)
     for number_, cells in enumerate(body):
         last = number_ == len(body) - 1
-        ends = not last and (cells[1], cells[2]) != (body[number_ + 1][1], body[number_ + 1][2])
+        ends = not last and cells[:2] != body[number_ + 1][:2]
         table.add_row(*cells, end_section=ends)
     return table
 
@@ -348,9 +354,7 @@ def terminal_table(summary: Row) -> Table:
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
 
 
-def figures(
-    folder: Path, summary: Row, runs: list[Row], per_class: list[Row], curves: efficiency.Places
-) -> None:
+def figures(folder: Path, summary: Row, runs: list[Row], per_class: list[Row], curves: efficiency.Places) -> None:
     """bias.png (measures over sparsity, with the floor), classes.png (change of recall), similarity.png (CKA and CEV).
 
     Where there are curves, efficiency.png (quality over cost).
@@ -404,7 +408,9 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
                 panel.set_ylabel(title)
             floor = summary["floor"].get(measure)
             if floor:
-                panel.axhspan(floor["low"], floor["high"], color="#888888", alpha=0.18, lw=0, label="floor: dense pairs")
+                panel.axhspan(
+                    floor["low"], floor["high"], color="#888888", alpha=0.18, lw=0, label="floor: dense pairs"
+                )
                 panel.axhline(floor["mean"], color="#888888", lw=1, ls=":")
             for recovery, colour in colours.items():
                 points = [
@@ -426,7 +432,9 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
                 panel.yaxis.set_major_formatter(plain)
                 panel.yaxis.set_minor_formatter(few)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03))
+    figure.legend(
+        handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03)
+    )
     figure.suptitle("Induced bias over sparsity: a point per seed, lines join the means")
     figure.tight_layout()
     return figure
@@ -466,7 +474,9 @@ def _class_figure(pyplot, summary: Row, per_class: list[Row]):
     panel.grid(False)
     panel.set_yticks(range(len(names)), names)
     step = max(1, len(classes) // 40)
-    panel.set_xticks(range(0, len(classes), step), classes[::step], rotation=90 if len(max(classes, key=len)) > 2 else 0)
+    panel.set_xticks(
+        range(0, len(classes), step), classes[::step], rotation=90 if len(max(classes, key=len)) > 2 else 0
+    )
     panel.set_xlabel("class")
     figure.colorbar(image, label="change of recall (percentage points)")
     panel.set_title("What happened to each class (mean over seeds)")
@@ -482,7 +492,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top:
 .lead { color: #888; margin-top: .2rem; } .said { border-left: 4px solid #4269d0; padding: .2rem 0 .2rem 1rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:nth-child(-n+2), td:nth-child(-n+2), th:nth-child(7), td:nth-child(7) { text-align: left; }
+th:nth-child(1), td:nth-child(1), th:nth-child(3), td:nth-child(3) { text-align: left; }
 tr.floor { background: var(--soft); font-style: italic; } img { max-width: 100%; background: #fff; }
 pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size: 12.5px; }
 """
@@ -494,7 +504,7 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
     header, body = table_rows(summary)
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(
-        f"<tr{' class=floor' if cells[1].startswith('floor') else ''}>"
+        f"<tr{' class=floor' if cells[0].startswith('floor') else ''}>"
         + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         + "</tr>"
         for cells in body

@@ -194,7 +194,11 @@ class Store:
             folder = self.folder(stage)
             for name, recorded in self.manifest(stage)["files"].items():
                 path = folder / name
-                if not path.exists() or path.stat().st_size != recorded["bytes"] or file_sha256(path) != recorded["sha256"]:
+                if (
+                    not path.exists()
+                    or path.stat().st_size != recorded["bytes"]
+                    or file_sha256(path) != recorded["sha256"]
+                ):
                     raise UserError(
                         f"{path}: does not match its checksum in manifest.json (damaged or edited); delete the folder "
                         f"{folder} to compute it again"
@@ -253,7 +257,8 @@ class Store:
             "options": stage.options(),
             "inputs": [part.key for part in stage.inputs()],
             "files": {
-                str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+                str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in files
             },
             "seconds": round(time.time() - started, 3),
             "resumed": resumed,  # then the seconds are those of the last part only

@@ -384,9 +384,7 @@ def _fit(
     normalisation = Normalisation(info.mean, info.std)
     fit = stage.fit
     options = {"device": context.device}
-    train = Batches(
-        splits.train, normalisation, batch_size=fit.batch_size, augmentation=fit.augmentation, **options
-    )
+    train = Batches(splits.train, normalisation, batch_size=fit.batch_size, augmentation=fit.augmentation, **options)
     validation = Batches(splits.validation, normalisation, batch_size=EVALUATION_BATCH, **options)
 
     def prepare(outputs: models.Outputs, batch: Batch) -> distillation.Objective:

@@ -19,7 +19,12 @@ def test_loads_and_plans(path, tmp_path):
     plan = experiment.plan(study, tmp_path)
     stages = walk([plan.report])
     assert len({stage.key for stage in stages}) == len(stages)
-    assert {verb for verb in ("train", "predict", "score", "run") if plan.targets(verb)} == {"train", "predict", "score", "run"}
+    assert {verb for verb in ("train", "predict", "score", "run") if plan.targets(verb)} == {
+        "train",
+        "predict",
+        "score",
+        "run",
+    }
     assert study.study == path.stem, "a study is named like its file, so that its report is found"
 
 

@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[1]
 
 
 def command(*arguments, results):
-    return [sys.executable, "-m", "pipeline", *arguments[:1], "--config", "configs/smoke.yaml", "--results", str(results), *arguments[1:]]
+    return [
+        sys.executable,
+        "-m",
+        "pipeline",
+        *arguments[:1],
+        "--config",
+        "configs/smoke.yaml",
+        "--results",
+        str(results),
+        *arguments[1:],
+    ]
 
 
 def pipeline(*arguments, results, status=0):
@@ -48,10 +58,20 @@ def test_report(finished):
     masked = [run for run in runs if run["pruning"] == "magnitude"]
     assert all(abs(float(run["sparsity_reached"]) - 0.8) < 0.005 for run in masked) and len(masked) == 4
     assert all((results / run["folder"] / "weights.safetensors").exists() for run in runs)
-    for name in ("per_class.csv", "measures.csv", "correlation.csv", "bias.png", "classes.png", "similarity.png", "config.yaml"):
+    for name in (
+        "per_class.csv",
+        "measures.csv",
+        "correlation.csv",
+        "bias.png",
+        "classes.png",
+        "similarity.png",
+        "config.yaml",
+    ):
         assert (report / name).stat().st_size > 100, name
     page = (report / "index.html").read_text()
-    assert "this is the floor" in page and "no floor to rely on" in page and "http" not in page.replace("http-equiv", "")
+    assert (
+        "this is the floor" in page and "no floor to rely on" in page and "http" not in page.replace("http-equiv", "")
+    )
     assert "magnitude" in output and "floor" in output and str(report / "index.html") in output
 
 
@@ -76,7 +96,9 @@ def test_numbers_come_from_stored_predictions(finished):
     changes = np.array(changes)
     cev = ((changes - changes.mean(0)) ** 2).sum() / (2 * len(changes))
     with (results / "reports" / "smoke" / "runs.csv").open() as file:
-        row = next(r for r in csv.DictReader(file) if (r["seed"], r["pruning"], r["recovery"]) == ("1", "magnitude", "kd"))
+        row = next(
+            r for r in csv.DictReader(file) if (r["seed"], r["pruning"], r["recovery"]) == ("1", "magnitude", "kd")
+        )
     assert float(row["cev"]) == pytest.approx(cev)
     assert float(row["accuracy"]) == pytest.approx((kd["logits"].argmax(1) == kd["labels"]).mean())
 
@@ -119,7 +141,9 @@ def test_plan_and_show_for_machines(finished):
 
 def test_dashboard_has_readable_names(finished):
     results, _ = finished
-    runs = {str(path.parent.relative_to(results / "tensorboard")) for path in (results / "tensorboard").rglob("events*")}
+    runs = {
+        str(path.parent.relative_to(results / "tensorboard")) for path in (results / "tensorboard").rglob("events*")
+    }
     assert "smoke/magnitude 0.8/kd/seed0" in runs and "smoke/dense/none/seed1" in runs
 
 
@@ -147,12 +171,16 @@ def test_killed_and_started_again_gives_the_same_bytes(finished, tmp_path):
 
 def test_two_at_the_same_time_compute_each_stage_once(tmp_path):
     both = [
-        subprocess.Popen(command("prune", "workers=1", "threads=1", results=tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command("prune", "workers=1", "threads=1", results=tmp_path), cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    computed = [line for output in outputs for line in output.splitlines() if line.startswith("[") and line.endswith(" s")]
+    computed = [
+        line for output in outputs for line in output.splitlines() if line.startswith("[") and line.endswith(" s")
+    ]
     assert len(computed) == 4, outputs
 
 

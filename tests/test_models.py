@@ -8,7 +8,15 @@ from pipeline.models import Observer
 from pipeline.registry import UserError
 
 OWN = ["resnet8", "resnet20", "resnet8x4", "wrn_16_2", "vgg8"]
-TORCHVISION = ["resnet18", "mobilenet_v3_small", "vgg11_bn", "shufflenet_v2_x0_5", "vit_b_32", "squeezenet1_1", "regnet_y_400mf"]
+TORCHVISION = [
+    "resnet18",
+    "mobilenet_v3_small",
+    "vgg11_bn",
+    "shufflenet_v2_x0_5",
+    "vit_b_32",
+    "squeezenet1_1",
+    "regnet_y_400mf",
+]
 
 
 @pytest.mark.parametrize("name", OWN + TORCHVISION)

@@ -49,7 +49,11 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", masked=False, sto
         return objective
 
     def report(step, steps, values):
-        if stop_after is not None and "validation accuracy" in values and step == stop_after * (steps // options.epochs):
+        if (
+            stop_after is not None
+            and "validation accuracy" in values
+            and step == stop_after * (steps // options.epochs)
+        ):
             # the checkpoint of this epoch is written after this report: an interruption at the worst moment
             raise Stopped
 
@@ -92,7 +96,9 @@ def test_damaged_checkpoint_is_named(splits, tmp_path):
 
 def test_one_step_equals_plain_torch(splits, tmp_path):
     """One epoch of one batch against a loop written with torch alone."""
-    options = Fit(epochs=1, batch_size=1000, learning_rate=0.1, schedule="constant", warmup=0, augmentation=Augmentation(0, False))
+    options = Fit(
+        epochs=1, batch_size=1000, learning_rate=0.1, schedule="constant", warmup=0, augmentation=Augmentation(0, False)
+    )
     ours, _, _ = run(splits, tmp_path / "ours", options=options)
     network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0).to(memory_format=torch.channels_last)
     batches = Batches(splits.train, Normalisation.of(splits.train), batch_size=1000)
@@ -121,7 +127,9 @@ def test_divergence_is_named(splits, tmp_path):
 
 
 def test_it_learns(splits, tmp_path):
-    _, history, _ = run(splits, tmp_path / "run", options=Fit(epochs=8, batch_size=32, augmentation=Augmentation(1, False)))
+    _, history, _ = run(
+        splits, tmp_path / "run", options=Fit(epochs=8, batch_size=32, augmentation=Augmentation(1, False))
+    )
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
     assert history[-1]["validation_accuracy"] > 0.6
 
@@ -132,7 +140,9 @@ def test_adamw_and_bfloat16_run_and_resume(splits, tmp_path):
     with pytest.raises(Stopped):
         run(splits, tmp_path / "cut", options=Fit(**{**vars(options), "epochs": 2}), stop_after=2)
     resumed, _, _ = run(splits, tmp_path / "cut", options=options)
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
 
 
 def test_learning_rates():
