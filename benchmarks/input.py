@@ -1,7 +1,7 @@
 """Input path: random crop (padding 4), flip and normalisation of 32x32 colour images, against torchvision.
 
-The peer is ImageFolder + transforms + DataLoader with 0 workers on JPEG files (made here from random images), one thread
-each, in turns. Usage: python benchmarks/input.py [images]
+The peer is ImageFolder + transforms + DataLoader with 0 workers on JPEG files (made here from random images), one
+thread each, in turns. Usage: python benchmarks/input.py [images]
 """
 
 import os

@@ -1,7 +1,7 @@
 """Training loop, images/s of resnet8 and resnet20 at batch 128 on 32x32 colour images, in turns.
 
-Against the plain loop (NCHW, eager, torchvision ImageFolder, transforms and DataLoader) and against NCHW eager on batches
-that already lie in memory. Usage: python benchmarks/training.py [steps] [threads]
+Against the plain loop (NCHW, eager, torchvision ImageFolder, transforms and DataLoader) and against NCHW eager on
+batches that already lie in memory. Usage: python benchmarks/training.py [steps] [threads]
 """
 
 import copy

@@ -339,8 +339,8 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                 )
             if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and recovery.own_fit:
                 raise UserError(
-                    f"recoveries: '{recovery.title}' has a fit or budget of its own, but pruning '{one.title}' repeats train "
-                    f"from epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
+                    f"recoveries: '{recovery.title}' has a fit or budget of its own, but pruning '{one.title}' repeats "
+                    f"train from epoch {schedule.epoch} on; leave the fit out, or use rewind: none"
                 )
         if isinstance(schedule, pruning.Iterative) and schedule.rewind != "none" and schedule.epoch >= train.epochs:
             raise UserError(
@@ -491,7 +491,7 @@ class Plan:
         networks = [network for cell in self.cells for network in cell.networks]
         return {
             "train": list(self.dense),
-            "prune": [one for one in self._pruned()],
+            "prune": list(self._pruned()),
             "recover": [one for one in networks if isinstance(one, Recover)],
             "predict": [
                 *self.cells[0].score.references,
@@ -620,7 +620,7 @@ def _latency(network: Train | Prune | Recover) -> Latency | None:
 
 
 def check_before_training(todo: list[Stage], data_root: Path) -> None:
-    """Refuses, before any time is spent, a network that does not take the images and a sparsity that cannot be reached."""
+    """Refuses, before time is spent, a network that does not take the images or a sparsity that cannot be reached."""
     seen: set[tuple] = set()
     for stage in todo:
         if isinstance(stage, Train) and (mark := (stage.data, stage.network)) not in seen:

@@ -276,7 +276,7 @@ def training_format(network: nn.Module) -> torch.memory_format:
     """The memory format to train in: channels_last, which is faster, wherever it is safe.
 
     It is not for a strided 1x1 convolution of fewer than 16 input channels, as physical pruning leaves them: there
-    oneDNN's gradient of the weights writes beyond its buffer (uxlfoundation/oneDNN issue 6035: wrong numbers or a crash).
+    oneDNN's gradient of the weights writes beyond its buffer (its issue 6035: wrong numbers or a crash).
     """
     for module in network.modules():
         if (

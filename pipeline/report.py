@@ -98,7 +98,7 @@ def summarise(
 ) -> Row:
     """One line per cell with mean and spread over seeds, the floor, and which differences stand clear.
 
-    A cell is *clear of the floor* when every one of its networks lies above the 97.5 percent quantile of the dense pairs.
+    A cell is *clear of the floor* when each of its networks lies above the 97.5 percent quantile of the dense pairs.
     Two recoveries *differ* when the 95 percent t interval of their paired differences over seeds excludes zero.
     """
     lines = []
@@ -160,7 +160,7 @@ def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, floa
 
 
 def comparisons(runs: list[Row]) -> list[Row]:
-    """Every recovery against every other at the same pruning and sparsity, paired by seed, for CEV, SDE and accuracy."""
+    """Every recovery against every other at equal pruning and sparsity, paired by seed: CEV, SDE and accuracy."""
     cells: dict[tuple[str, float], dict[str, dict[int, Row]]] = {}
     for run in runs:
         if (run["pruning"], run["recovery"]) == ("dense", "none"):
@@ -240,8 +240,8 @@ def sentences(summary: Row) -> list[str]:
         word, sign = ("lower", -1) if one["difference"] < 0 else ("higher", 1)
         low, high = sorted((sign * one["low"], sign * one["high"]))
         said.append(
-            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by {number(sign * one['difference'])} "
-            f"(95 % interval over seeds {number(low)} to {number(high)})."
+            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by "
+            f"{number(sign * one['difference'])} (95 % interval over seeds {number(low)} to {number(high)})."
         )
     others = [one for one in tested if one["clear"] is False]
     if len(others) > 6:
@@ -531,15 +531,17 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
 <div class="scroll"><table><tr>{head}</tr>{lines}</table></div>
 <p>Mean ± standard deviation over seeds. <b>CEV</b>: how unevenly the classes' error rates changed, in percent squared.
 <b>SDE</b>: how far false positives and false negatives moved apart, in percent. Both compare a network with its own
-dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks a
-CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of the feature maps to the dense parent's.</p>
+dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks
+a CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of the feature maps to the dense
+parent's.</p>
 {noted}
 <h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
 <h2>Classes</h2><img src="classes.png" alt="change of recall per class">
 <h2>Does similarity go along with bias?</h2><img src="similarity.png" alt="CKA against CEV">
 <div class="scroll"><table><tr><th>similarity</th><th>measure</th><th>statistic</th><th>value</th><th>95 % interval</th>
 <th>networks</th></tr>{along_lines}</table></div>
-<p>Over all networks of the study; sparsity drives both, so a high value alone does not show that one causes the other.</p>
+<p>Over all networks of the study; sparsity drives both, so a high value alone does not show that one causes the
+other.</p>
 {budgets}
 <h2>Files</h2><p>runs.csv (one line per network), measures.csv (every measure with interval and floor), per_class.csv,
 correlation.csv, summary.json, config.yaml.</p>
@@ -552,7 +554,8 @@ def _budgets_section(curves: efficiency.Places) -> str:
     lines = "".join(
         f"<tr><td>{html.escape(name_of(row))}</td><td>{html.escape(row['against'])}</td>"
         f"<td>{efficiency.COSTS[row['cost']]}</td>"
-        f"<td>{number(row['accuracy_from'], 4)} to {number(row['accuracy_to'], 4)}</td><td>{number(row['speed_up'])}</td>"
+        f"<td>{number(row['accuracy_from'], 4)} to {number(row['accuracy_to'], 4)}</td>"
+        f"<td>{number(row['speed_up'])}</td>"
         f"<td>{number(row['lowest'])} to {number(row['highest'])}</td>"
         f"<td>{row['seeds_that_overlap']} of {row['seeds']}</td></tr>"
         for row in efficiency.speed_up_rows(curves)

@@ -61,7 +61,7 @@ class StoredNetwork:
 
 
 def load_network(folder: Path) -> StoredNetwork:
-    """Reads a folder that Train, Prune or Recover wrote; outputs are bit-equal to those of the network that was saved."""
+    """Reads a folder that Train, Prune or Recover wrote; outputs are bit-equal to those of the saved network."""
     info = models.load_info(folder)
     network = models.fresh(info)
     if info.removed:
