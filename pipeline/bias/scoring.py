@@ -283,7 +283,9 @@ def audit(
         notes.append(
             f"{count - used} of {count} classes {verb} a reference rate of zero or no examples{some}: left out {where}"
         )
-    notes += [f"{each.title}: {each.interval.note}" for each in values.values() if each.value != each.estimate]
+    notes += [
+        f"{each.title}: {each.interval.note.split('; ')[-1]}" for each in values.values() if each.value != each.estimate
+    ]
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -557,7 +559,7 @@ def _values(pairs, chosen, *, smoothing, floors, resamples, seed, unit, level, m
         for each in table.measures:
             trials = per_trial[each.name]
             value = float(trials.mean())
-            if needs[each.name] == "corrected" and not smoothing:
+            if needs[each.name] == "corrected" and (each.noise_free or not smoothing):  # those know no smoothing
                 bounds = corrected_interval(pairs, each.name, level=level, unit=unit)
             else:
                 bounds = interval(
@@ -574,9 +576,9 @@ def _values(pairs, chosen, *, smoothing, floors, resamples, seed, unit, level, m
             shown = value
             if each.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
                 shown = min(max(value, bounds.low), bounds.high)
-                outside = f"the estimate is {value:.4g}; shown is the nearer end of its interval"
+                outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
                 if value < 0:
-                    outside += ", since the changes are no more uneven than noise"
+                    outside += ": the changes are no more uneven than noise"
                 bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, outside])))
             found[each.name] = Value(
                 measure=each.name,
