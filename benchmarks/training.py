@@ -82,6 +82,7 @@ def main(steps: int = 8, threads: int = 1) -> None:
                     seed=(0, 0),
                     folder=Path(folder),
                 )
+                (Path(folder) / training.CHECKPOINT).unlink()  # or the next round would find its work done
 
             seconds = alternate(
                 {

@@ -430,7 +430,8 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
             panel.set_yscale(scale)
             if scale == "log":
                 panel.yaxis.set_major_formatter(plain)
-                panel.yaxis.set_minor_formatter(few)
+                low, high = panel.get_ylim()
+                panel.yaxis.set_minor_formatter(few if high / low < 300 else ticker.NullFormatter())
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03)
