@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
             help=text,
             description=text[0].upper() + text[1:] + ".",
             epilog=f"example: python -m pipeline {name} {example}",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
 
     for name, text in STAGE_VERBS.items():
@@ -57,8 +56,10 @@ def parser() -> argparse.ArgumentParser:
     _study_arguments(verb)
     verb.add_argument("--json", action="store_true", help="for machines")
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
-    verb.add_argument("--results", type=Path, default=Path("results"), help="folder of store and reports")
-    verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1")
+    verb.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+    )
+    verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: %(default)s)")
     verb = add(
         "export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx"
     )
@@ -73,8 +74,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _study_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the study")
-    verb.add_argument("--results", type=Path, default=Path("results"), help="folder of store and reports")
+    verb.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the study (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+    )
     verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the file's")
 

@@ -61,12 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", metavar="PATH", help="write the result here; - for the standard output and nothing else"
     )
     parser.add_argument("--html", metavar="PATH", help="write one self-contained page here")
-    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap resamples, at least 100")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples, 0 or more")
     parser.add_argument(
-        "--smoothing", type=float, default=0.0, help="pseudo-count for classes without reference errors"
+        "--resamples", type=int, default=2000, help="bootstrap resamples, at least 100 (default: %(default)s)"
     )
-    parser.add_argument("--undefined", choices=("omit", "error"), default="omit", help="what to do with such classes")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples, 0 or more (default: %(default)s)")
+    parser.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.0,
+        help="pseudo-count for classes without reference errors (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--undefined",
+        choices=("omit", "error"),
+        default="omit",
+        help="what to do with such classes (default: %(default)s)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
