@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from scipy import stats
 
-from pipeline import efficiency
+from pipeline import comparison, efficiency
 
 Row = dict[str, Any]
 
@@ -99,7 +98,7 @@ def summarise(
     """One line per cell with mean and spread over seeds, the floor, and which differences stand clear.
 
     A cell is *clear of the floor* when each of its networks lies above the 97.5 percent quantile of the dense pairs.
-    Two recoveries *differ* when the 95 percent t interval of their paired differences over seeds excludes zero.
+    Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons.
     """
     lines = []
     for title, audit in [(("dense", 0.0, "none"), None), *audits]:
@@ -145,7 +144,7 @@ def summarise(
         "examples": audits[0][1]["examples"],
         "floor": floor,
         "lines": lines,
-        "comparisons": comparisons(runs),
+        "comparisons": comparison.compare(runs),
     }
     summary["sentences"] = sentences(summary)
     return summary
@@ -157,46 +156,6 @@ def _mean_and_spread(values: Sequence[float | None]) -> tuple[float | None, floa
     if not known:
         return None, None
     return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None
-
-
-def comparisons(runs: list[Row]) -> list[Row]:
-    """Every recovery against every other at equal pruning and sparsity, paired by seed: CEV, SDE and accuracy."""
-    cells: dict[tuple[str, float], dict[str, dict[int, Row]]] = {}
-    for run in runs:
-        if (run["pruning"], run["recovery"]) == ("dense", "none"):
-            continue
-        place = cells.setdefault((run["pruning"], run["sparsity_asked"]), {})
-        place.setdefault(run["recovery"], {})[run["seed"]] = run
-    found = []
-    for (pruning, sparsity), recoveries in cells.items():
-        names = list(recoveries)
-        for number, second in enumerate(names):
-            for first in names[number + 1 :]:
-                for measure in ("cev", "sde", "accuracy"):
-                    pairs = [
-                        (recoveries[first][seed][measure], recoveries[second][seed][measure])
-                        for seed in recoveries[first].keys() & recoveries[second].keys()
-                    ]
-                    differences = [one - other for one, other in pairs if one is not None and other is not None]
-                    mean, spread = _mean_and_spread(differences)
-                    low = high = None
-                    if spread is not None:
-                        half = stats.t.ppf(0.975, len(differences) - 1) * spread / math.sqrt(len(differences))
-                        low, high = mean - half, mean + half
-                    found.append(
-                        {
-                            "pruning": pruning,
-                            "sparsity": sparsity,
-                            "measure": measure,
-                            "first": first,
-                            "second": second,
-                            "difference": mean,
-                            "low": low,
-                            "high": high,
-                            "clear": None if low is None else not low <= 0 <= high,
-                        }
-                    )
-    return found
 
 
 def sentences(summary: Row) -> list[str]:
@@ -233,25 +192,40 @@ def sentences(summary: Row) -> list[str]:
             f"CEV and SDE leave out classes in which a dense network makes no errors of one kind: down to {fewest} of "
             f"{summary['classes']} classes are used in every seed (classes_used in runs.csv and summary.json)."
         )
-    tested = [one for one in summary["comparisons"] if one["measure"] == "cev" and one["difference"] is not None]
-    tested = [one for one in tested if "none" not in (one["first"], one["second"])]
-    clear = [one for one in tested if one["clear"]]
-    for one in clear:
-        word, sign = ("lower", -1) if one["difference"] < 0 else ("higher", 1)
-        low, high = sorted((sign * one["low"], sign * one["high"]))
-        said.append(
-            f"At {place(one)}, {one['first']} has a {word} CEV than {one['second']} by "
-            f"{number(sign * one['difference'])} (95 % interval over seeds {number(low)} to {number(high)})."
-        )
-    others = [one for one in tested if one["clear"] is False]
-    if len(others) > 6:
-        said.append(
-            f"In {len(others)} further comparisons of two recoveries the seeds' spread hides any difference in CEV; "
-            "they are in summary.json."
-        )
-    elif others:
-        pairs = "; ".join(f"{one['first']} and {one['second']} at {place(one)}" for one in others)
-        said.append(f"The seeds' spread hides any difference in CEV between {pairs}.")
+    return said + compared(summary["comparisons"])
+
+
+def compared(comparisons: list[Row]) -> list[str]:
+    """Which recoveries differ, in the order of the measures, and how many would seem to by chance."""
+    said = []
+    for measure in comparison.MEASURES:
+        tested = [one for one in comparisons if one["measure"] == measure and one["p"] is not None]
+        if not tested:
+            continue
+        title = measure if measure == "accuracy" else measure.upper()
+        certain = [one for one in tested if one["p_corrected"] < 0.05]
+        for one in certain:
+            value, low, high = (number(one[key]) for key in ("value", "low", "high"))
+            how = (
+                f"{value} times that of {one['second']}"
+                if one["kind"] == "ratio"
+                else f"that of {one['second']} {'plus' if one['value'] > 0 else 'minus'} {value.lstrip('-')}"
+            )
+            chance = "below 0.001" if one["p_corrected"] < 0.001 else f"{one['p_corrected']:.2g}"
+            corrected = f", corrected for {len(tested)} comparisons" if len(tested) > 1 else ""
+            said.append(
+                f"At {place(one)}, the {title} of {one['first']} is {how} (95 % interval over {one['seeds']} seeds "
+                f"{low} to {high}; p {chance}{corrected})."
+            )
+        seeming = sum(one["p"] < 0.05 for one in tested) - len(certain)
+        if len(tested) == 1 and not certain:
+            said.append(f"{title}: the seeds' spread hides any difference between the two recoveries.")
+        elif len(certain) < len(tested):
+            said.append(
+                f"{title}: in {len(tested) - len(certain)} of {len(tested)} comparisons of two recoveries the seeds' "
+                f"spread hides any difference; {seeming} of them would pass for one without the correction for their "
+                f"number, where chance alone gives about {number(0.05 * len(tested))}."
+            )
     return said
 
 
@@ -293,37 +267,39 @@ def plus_minus(line: Row, name: str, digits: int | None = None) -> str:
     return text if spread is None or line[name] is None else f"{text} ± {number(spread, digits)}"
 
 
-def table_rows(summary: Row) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the result table, the floor last."""
-    header = ["pruning", "sparsity", "recovery", "accuracy", "CEV", "SDE", "CKA", "CEV over floor"]
-    header += ["MACs", "latency b1", "latency b128"]
-    body = []
+def table_rows(summary: Row, *, intervals: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the result table, the floor last; ``intervals`` adds those of CEV and SDE."""
+    floor, rows = summary["floor"], []
     for line in summary["lines"]:
-        reached = "0" if line["pruning"] == "dense" else f"{line['sparsity_reached']:.3f}"
-        excess = (
-            "" if line["cev_excess"] is None else f"{number(line['cev_excess'])}{' *' if line['cev_clear'] else ''}"
-        )
-        body.append(
-            [
-                line["pruning"],
-                reached,
-                line["recovery"],
-                plus_minus(line, "accuracy", 4),
-                plus_minus(line, "cev"),
-                plus_minus(line, "sde"),
-                plus_minus(line, "cka", 3),
-                excess,
-                f"{100 * line['macs_ratio']:.0f} %",
-                number(line["latency_b1"], 2),
-                number(line["latency_b128"], 2),
-            ]
-        )
-    floor = summary["floor"]
+        cells = {
+            "pruning": line["pruning"],
+            "sparsity": "0" if line["pruning"] == "dense" else f"{line['sparsity_reached']:.3f}",
+            "recovery": line["recovery"],
+            "accuracy": plus_minus(line, "accuracy", 4),
+        }
+        for name in ("cev", "sde"):
+            cells[name.upper()] = plus_minus(line, name)
+            if intervals:
+                ends = [number(end) for end in line[f"{name}_interval"] or ()]
+                cells[f"{name.upper()} 95 %"] = " to ".join(ends)
+        cells["CKA"] = plus_minus(line, "cka", 3)
+        for name in ("cev", "sde") if intervals else ("cev",):
+            excess = line[f"{name}_excess"]
+            star = " *" if line[f"{name}_clear"] else ""
+            cells[f"{name.upper()} over floor"] = "" if excess is None else f"{number(excess)}{star}"
+        cells["MACs"] = f"{100 * line['macs_ratio']:.0f} %"
+        cells["latency b1"] = number(line["latency_b1"], 2)
+        cells["latency b128"] = number(line["latency_b128"], 2)
+        rows.append(cells)
+    header = list(rows[0])
     if floor["cev"]:
-        cells = [f"{number(floor[name]['mean'])} ({number(floor[name]['high'])})" for name in ("cev", "sde")]
-        cka = plus_minus({"cka": floor["cka"]["mean"], "cka_spread": floor["cka"]["spread"]}, "cka", 3)
-        body.append(["floor (dense pairs)", "0", "mean (97.5 %)", "", *cells, cka, "", "", "", ""])
-    return header, body
+        last = {"pruning": "floor (dense pairs)", "sparsity": "0", "recovery": "mean (97.5 %)"}
+        last |= {
+            name.upper(): f"{number(floor[name]['mean'])} ({number(floor[name]['high'])})" for name in ("cev", "sde")
+        }
+        last["CKA"] = plus_minus({"cka": floor["cka"]["mean"], "cka_spread": floor["cka"]["spread"]}, "cka", 3)
+        rows.append(last)
+    return header, [[cells.get(name, "") for name in header] for cells in rows]
 
 
 def terminal_table(summary: Row) -> Table:
@@ -502,7 +478,7 @@ pre { background: var(--soft); padding: .8rem 1rem; overflow-x: auto; font-size:
 def page(summary: Row, correlation: list[Row], curves: efficiency.Places, configuration: str) -> str:
     """One HTML page beside the figures; nothing is fetched from elsewhere."""
     escape = html.escape
-    header, body = table_rows(summary)
+    header, body = table_rows(summary, intervals=True)
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = "".join(
         f"<tr{' class=floor' if cells[0].startswith('floor') else ''}>"
@@ -520,6 +496,7 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
         for row in along
     )
     seeds = summary["lines"][0]["seeds"]
+    over_seeds = " and seeds" if seeds > 1 else ""
     budgets = _budgets_section(curves) if curves else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -533,8 +510,9 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
 <p>Mean ± standard deviation over seeds. <b>CEV</b>: how unevenly the classes' error rates changed, in percent squared.
 <b>SDE</b>: how far false positives and false negatives moved apart, in percent. Both compare a network with its own
 dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks
-a CEV above the floor's 97.5 % quantile in every seed. <b>CKA</b>: similarity of the feature maps to the dense
-parent's.</p>
+a value above the floor's 97.5 % quantile in every seed. <b>95 %</b>: bootstrap interval over test examples{over_seeds},
+of the value without sampling noise, which may lie below the plain one. <b>CKA</b>: similarity of the feature maps to
+the dense parent's.</p>
 {noted}
 <h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
 <h2>Classes</h2><img src="classes.png" alt="change of recall per class">

@@ -552,6 +552,8 @@ class Report(Stage):
     similarities go by score and, within it, by seed; floor are the similarities of the dense networks among each other.
     """
 
+    version: ClassVar[int] = 2
+
     study: str
     titles: tuple[tuple[str, float, str], ...]
     scores: tuple[Score, ...]

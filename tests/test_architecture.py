@@ -12,6 +12,7 @@ LAYERS = {
     "registry": 0,
     "stage": 1,
     "bias": 1,
+    "comparison": 1,
     "efficiency": 1,
     "data": 2,
     "models": 2,

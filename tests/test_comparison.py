@@ -1,0 +1,130 @@
+"""Recoveries against each other: the paired tests against scipy, the correction against its definition."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.comparison import compare, holm, paired
+from pipeline.report import compared
+
+SEEDS = (0, 1, 2, 3)
+
+
+def study(values, pruning="magnitude", sparsity=0.9):
+    """Rows of runs; ``values``: recovery -> CEV per seed."""
+    return [
+        {"pruning": pruning, "sparsity_asked": sparsity, "recovery": recovery, "seed": seed}
+        | {"cev": cev, "sde": None if cev is None else cev**0.5, "accuracy": 0.9 + 0.001 * seed * len(recovery)}
+        for recovery, cevs in values.items()
+        for seed, cev in enumerate(cevs)
+    ]
+
+
+def slow_holm(p):
+    """The definition: the k-th smallest times (n - k + 1), never below a smaller one's, at most 1."""
+    corrected = []
+    for one in p:
+        candidates = [min(1, (len(p) - sum(q < other for q in p)) * other) for other in p if other <= one]
+        corrected.append(max(candidates))
+    return corrected
+
+
+@given(st.lists(st.floats(1e-9, 1), min_size=1, max_size=12, unique=True))
+def test_holm_follows_its_definition(p):
+    assert holm(p) == pytest.approx(slow_holm(p))
+
+
+def test_holm_of_a_known_case():
+    # The step-down by hand: 5 * 0.01, 4 * 0.02, 3 * 0.03, then 2 * 0.04 and 0.05 raised to what came before.
+    assert holm([0.04, 0.01, 0.05, 0.02, 0.03]) == pytest.approx([0.09, 0.05, 0.09, 0.08, 0.09])
+    assert holm([]).shape == (0,)
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(1, 1e6)), min_size=3, max_size=8))
+def test_a_ratio_is_the_paired_t_test_of_logarithms(pairs):
+    row = paired(pairs, "ratio")
+    first, second = np.log(np.array(pairs)).T
+    if np.ptp(first - second) <= 1e-12:
+        assert row["p"] is None
+        return
+    expected = stats.ttest_rel(first, second)
+    assert row["p"] == pytest.approx(expected.pvalue)
+    assert np.log(row["value"]) == pytest.approx((first - second).mean(), abs=1e-9)
+    interval = expected.confidence_interval(0.95)
+    assert np.log([row["low"], row["high"]]) == pytest.approx([interval.low, interval.high], abs=1e-9)
+    turned = paired([(b, a) for a, b in pairs], "ratio")
+    assert turned["value"] == pytest.approx(1 / row["value"]) and turned["p"] == pytest.approx(row["p"])
+
+
+def test_accuracy_is_a_difference():
+    row = paired([(0.92, 0.90), (0.93, 0.90), (0.95, 0.91)], "difference")
+    assert row["value"] == pytest.approx(0.03)
+    # sd 0.01, t(0.975, 2) = 4.302653: half a width of 0.024841
+    assert (row["low"], row["high"]) == pytest.approx((0.03 - 0.0248414, 0.03 + 0.0248414), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "value"),
+    [
+        ([], None),
+        ([(2.0, 1.0)], None),
+        ([(2.0, 1.0), (0.0, 1.0), (3.0, 1.0)], None),  # no logarithm
+        ([(2.0, 1.0), (4.0, 2.0), (6.0, 3.0)], 2.0),  # no spread: a value, but no interval that could be believed
+    ],
+)
+def test_what_cannot_be_tested_has_no_p(pairs, value):
+    row = paired(pairs, "ratio")
+    assert row["value"] == value if value is None else row["value"] == pytest.approx(value)
+    assert row["low"] is row["high"] is row["p"] is row["p_corrected"] is None
+
+
+def test_pairs_are_matched_by_seed_and_within_their_place():
+    generator = np.random.default_rng(0)
+    values = {name: generator.lognormal(7, 1, len(SEEDS)).tolist() for name in ("none", "finetune", "kd", "at")}
+    elsewhere = {name: generator.lognormal(9, 1, len(SEEDS)).tolist() for name in ("finetune", "kd")}
+    runs = study(values) + study(elsewhere, sparsity=0.5)
+    generator.shuffle(runs)
+    rows = [row for row in compare(runs) if row["measure"] == "cev"]
+    assert len(rows) == 3 + 1 and all("none" not in (row["first"], row["second"]) for row in rows)
+    places = {0.9: values, 0.5: elsewhere}
+    for row in rows:
+        first, second = (np.log(places[row["sparsity"]][row[name]]) for name in ("first", "second"))
+        assert row["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue)
+    assert [row["p_corrected"] for row in rows] == pytest.approx(slow_holm([row["p"] for row in rows]))
+
+
+def test_missing_values_leave_their_seed_out():
+    runs = study({"finetune": [100.0, None, 300.0, 90.0], "kd": [50.0, 60.0, 100.0, 80.0]})
+    row = next(row for row in compare(runs) if row["measure"] == "cev")
+    assert row["seeds"] == 3
+    assert (row["first"], row["second"]) == ("kd", "finetune")
+    assert row["value"] == pytest.approx((1 / 2 * 1 / 3 * 8 / 9) ** (1 / 3))
+
+
+def test_noise_is_called_a_difference_no_more_often_than_promised():
+    """200 studies of five equal recoveries: any difference at all found in at most about 5 % of them."""
+    generator = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(200):
+        runs = study({name: generator.lognormal(7, 0.5, len(SEEDS)).tolist() for name in "abcde"})
+        rows = [row for row in compare(runs) if row["measure"] == "cev"]
+        assert len(rows) == len(list(combinations("abcde", 2)))
+        wrong += any(row["p_corrected"] < 0.05 for row in rows)
+    assert wrong <= 20  # 10 expected at most; 20 lies beyond three standard errors
+
+
+def test_the_sentences_say_what_stands_and_what_chance_would_give():
+    clear = study({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
+    said = compared(compare(clear))
+    assert said[0].startswith(
+        "At magnitude 0.9, the CEV of kd is 0.1 times that of finetune (95 % interval over 4 seeds"
+    )
+    assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
+    hidden = study({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
+    said = compared(compare(hidden))
+    assert said[0].startswith("CEV: the seeds' spread hides any difference")
+    assert compared(compare(study({"finetune": [1000.0], "kd": [100.0]}))) == []
