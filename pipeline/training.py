@@ -236,7 +236,7 @@ def _optimizer(options: Fit, parameters: list[nn.Parameter]) -> torch.optim.Opti
         return torch.optim.AdamW(
             parameters, lr=0.0, betas=(options.momentum, 0.999), weight_decay=options.weight_decay, fused=True
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=0.0,
         momentum=options.momentum,
@@ -244,6 +244,12 @@ def _optimizer(options: Fit, parameters: list[nn.Parameter]) -> torch.optim.Opti
         weight_decay=options.weight_decay,
         fused=True,
     )
+    if options.momentum:
+        # From zero rather than from the first gradient, which comes to the same: the fused step cannot begin with some
+        # parameters later than with others, as it has to where an adapter waits for its teacher or its window.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _save(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import experiment, models, pruning, stages
+from pipeline import experiment, models, pruning, stages, training
 from pipeline.__main__ import main
 from pipeline.registry import UserError
 from pipeline.stage import Context, Store, walk
@@ -64,6 +64,31 @@ def test_gradual_from_nothing_with_distillation(root):
     )
     assert size(store, network.network)["sparsity"] == 0
     assert size(store, network)["sparsity"] == pytest.approx(0.8, abs=1e-4)
+
+
+def test_an_interrupted_gradual_recovery_ends_with_the_same_bytes(root, tmp_path, monkeypatch):
+    """Masks that still grow, adapters and the teachers' order all go on where the checkpoint left them."""
+    overrides = (
+        "recoveries=[{losses: kd + fitnet, teachers: [parent, {seeds: [7]}], ensemble: random, fit: {epochs: 4}}]",
+        "prunings=[{name: magnitude, schedule: {name: gradual, initial: 0.1, updates: 5}}]",
+    )
+    store, (network,) = compute(root, *overrides)
+    shutil.copytree(root, tmp_path / "again")
+    shutil.rmtree(Store(tmp_path / "again").folder(network))
+    save, left = training._save, iter("2")
+
+    def cut(*arguments):
+        save(*arguments)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training, "_save", cut)
+        compute(tmp_path / "again", *overrides)
+    assert list((tmp_path / "again" / "store" / "recover").rglob("checkpoint.safetensors"))
+    other, (again,) = compute(tmp_path / "again", *overrides)
+    for name in ("weights.safetensors", "masks.safetensors", "history.csv", "size.json"):
+        assert (other.open(again) / name).read_bytes() == (store.open(network) / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("method", ["magnitude", "channels"])

@@ -25,7 +25,7 @@ def splits(tmp_path_factory):
 OPTIONS = Fit(epochs=3, batch_size=32, learning_rate=0.05, augmentation=Augmentation(1, True))
 
 
-def run(splits, folder: Path, *, options=OPTIONS, losses="ce", masked=False, stop_after=None):
+def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, stop_after=None):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
     network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
     normalisation = Normalisation.of(splits.train)
@@ -43,7 +43,7 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", masked=False, sto
         teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier))]
 
     def prepare(outputs, batch):
-        objective = distillation.Objective(parsed, teachers=teachers, seed=0)
+        objective = distillation.Objective(parsed, teachers=teachers, window=window, seed=0)
         labels = torch.from_numpy(splits.train.labels)
         objective.prepare(outputs, batch, distillation.TrainingSet(labels, 4))
         return objective
@@ -73,7 +73,16 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", masked=False, sto
     return network, history, masker
 
 
-@pytest.mark.parametrize("options", [{}, {"masked": True}, {"losses": "ce + fitnet"}, {"losses": "ce + crd"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"masked": True},
+        {"losses": "ce + fitnet"},
+        {"losses": "ce + crd"},
+        {"losses": "ce + fitnet", "window": (0.75, 1.0)},  # the regressor gets its first gradient after the others
+    ],
+)
 def test_interrupted_training_ends_with_the_same_bytes(splits, tmp_path, options):
     whole, history, _ = run(splits, tmp_path / "whole", **options)
     with pytest.raises(Stopped):
