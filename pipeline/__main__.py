@@ -117,7 +117,7 @@ def study(chosen: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pipeline import executors, experiment
-    from pipeline.stage import Store, walk
+    from pipeline.stage import StageBroken, Store, walk
 
     console = Console()
     settings = experiment.load(chosen.config, chosen.overrides)
@@ -157,7 +157,7 @@ def study(chosen: argparse.Namespace) -> int:
             print(f"error: {stage.label()}: {reason}", file=sys.stderr)
         if outcome.skipped:
             print(f"{len(outcome.skipped)} stages that need them were not run; finished ones are kept", file=sys.stderr)
-        return 1
+        return 1 if any(isinstance(reason, StageBroken) for _, reason in outcome.failed) else 2
     if not outcome.computed:
         console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
     if chosen.verb in ("report", "run"):

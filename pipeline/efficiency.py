@@ -9,8 +9,8 @@ import numpy as np
 
 COSTS = {
     "steps": "optimizer steps",
-    "seconds": "seconds of recovery, the teachers' answers included",
-    "seconds_with_teachers": "seconds of recovery and of training the teachers",
+    "seconds": "seconds of the recovery's steps, the teachers' answers included",
+    "seconds_with_teachers": "seconds of the recovery's steps and of training the teachers",
 }
 
 

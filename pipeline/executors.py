@@ -57,7 +57,7 @@ class Outcome:
 
     computed: list[Stage] = field(default_factory=list)
     found: int = 0
-    failed: list[tuple[Stage, str]] = field(default_factory=list)
+    failed: list[tuple[Stage, StageFailed]] = field(default_factory=list)
     skipped: list[Stage] = field(default_factory=list)
 
 
@@ -121,7 +121,7 @@ def _walk_alone(todo: list[Stage], execution: Execution, store: Store, display: 
             computed = store.execute(stage, context, lambda stage=stage: display.waiting(stage))
         except StageFailed as error:
             lost.add(stage.key)
-            outcome.failed.append((stage, str(error)))
+            outcome.failed.append((stage, error))
             display.failed(stage, str(error))
             continue
         if computed:
@@ -167,7 +167,7 @@ def _walk_together(todo: list[Stage], execution: Execution, workers: int, displa
                     computed = future.result()
                 except StageFailed as error:
                     lost.add(key)
-                    outcome.failed.append((stage, str(error)))
+                    outcome.failed.append((stage, error))
                     display.failed(stage, str(error))
                     continue
                 except BrokenProcessPool:

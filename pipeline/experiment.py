@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline import distillation, models, pruning
-from pipeline.data import DATASETS, Data
+from pipeline.data import DATASETS, Batch, Data, Split
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
 from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
@@ -186,7 +186,7 @@ def parse(content: Mapping[str, Any]) -> Study:
         raise UserError("prunings: the title 'dense' stands for the dense networks; choose another")
     if any(one.losses and one.title == RESERVED["recoveries"] for one in recoveries):
         raise UserError("recoveries: the title 'none' stands for no training; choose another")
-    _check_schedules(prunings, recoveries, train)
+    _check_schedules(prunings, recoveries, train, budgeted=bool(content["budgets"]))
     device = str(content["device"])
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device: '{device}' is unknown; {nearest(device, ('auto', 'cpu', 'cuda'))}")
@@ -227,10 +227,10 @@ def _number(value: Any, key: str) -> float:
         raise UserError(f"{key}: '{value}' is not a number") from None
 
 
-def _integer(value: Any, key: str, least: int) -> int:
+def _integer(value: Any, key: str, least: int, most: int = 2**32 - 1) -> int:
     number = _number(value, key)
-    if not math.isfinite(number) or number != int(number) or number < least:
-        raise UserError(f"{key}: {value} is refused; give a whole number of {least} or more")
+    if not math.isfinite(number) or number != int(number) or not least <= number <= most:
+        raise UserError(f"{key}: {value} is refused; give a whole number from {least} to {most}")
     return int(number)
 
 
@@ -258,7 +258,7 @@ def _seeds(value: Any, where: str = "seeds") -> tuple[int, ...]:
         if not seeds:
             raise UserError(f"{where}: empty; give a number of seeds or a list of them")
         return seeds
-    return tuple(range(_integer(value, where, 1)))
+    return tuple(range(_integer(value, where, 1, 10_000)))
 
 
 def _data(value: Any) -> Data:
@@ -321,7 +321,9 @@ def _pruning(value: Any, where: str) -> Pruning:
     return Pruning(str(title or given), method, schedule)
 
 
-def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery], train: Fit) -> None:
+def _check_schedules(
+    prunings: Sequence[Pruning], recoveries: Sequence[Recovery], train: Fit, *, budgeted: bool
+) -> None:
     for one in prunings:
         schedule = one.schedule
         if isinstance(schedule, pruning.OneShot):
@@ -331,6 +333,11 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
                 raise UserError(
                     f"recoveries: '{recovery.title}' does not train, which the schedule {schedule.name} of pruning "
                     f"'{one.title}' needs; leave one of them out"
+                )
+            if isinstance(schedule, pruning.Iterative) and budgeted:
+                raise UserError(
+                    f"budgets: pruning '{one.title}' trains again after each of its rounds, so that one budget means "
+                    "nothing; leave the budgets or that pruning out"
                 )
             if isinstance(schedule, pruning.Iterative) and recovery.from_scratch:
                 raise UserError(
@@ -353,7 +360,7 @@ def _check_schedules(prunings: Sequence[Pruning], recoveries: Sequence[Recovery]
 class _RecoveryOptions:
     title: str = ""
     losses: Any = None
-    window: tuple[float, float] = (0.0, 1.0)
+    window: Any = None
     teachers: Any = None
     ensemble: str = "average"
     from_scratch: bool = False
@@ -374,11 +381,7 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
             raise UserError(f"{where}.losses: missing; give none, finetune, or losses such as kd")
     if chosen.fit is not None:
         fit = _changed_fit(content["recover"], chosen.fit, f"{where}.fit")
-    start, end = chosen.window
-    if not 0 <= start < end <= 1:
-        raise UserError(
-            f"{where}.window: {list(chosen.window)} is refused; give two rising shares of training in [0, 1]"
-        )
+    window = _window(chosen.window, f"{where}.window")
     if chosen.ensemble not in distillation.ENSEMBLES:
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}'; {nearest(chosen.ensemble, distillation.ENSEMBLES)}")
     losses = () if expression is None else distillation.parse_losses(expression, f"{where}.losses")
@@ -389,25 +392,44 @@ def _recovery(value: Any, content: Mapping[str, Any], fit: Fit, where: str) -> R
     features = [loss.name for loss in losses if loss.needs_features]
     if chosen.cache_logits and features:
         raise UserError(f"{where}.cache_logits: '{features[0]}' reads features, which are not kept; set it to false")
-    if chosen.from_scratch and not losses:
-        raise UserError(f"{where}.from_scratch: nothing is trained here; drop it, or give losses such as finetune")
+    for option in ("from_scratch", "fit", "title"):
+        if not losses and getattr(chosen, option):
+            raise UserError(f"{where}.{option}: nothing is trained here; drop it, or give losses such as finetune")
     teachers = _teachers(chosen.teachers, content, f"{where}.teachers")
     if chosen.ensemble != "average" and sum(len(one.seeds) or 1 for one in teachers) < 2:
         raise UserError(f"{where}.ensemble: '{chosen.ensemble}' takes two teachers or more; name them under teachers")
-    title = chosen.title or (
-        chosen.losses if isinstance(chosen.losses, str) else " + ".join(one.name for one in losses)
-    )
+    title = chosen.title or (chosen.losses if isinstance(chosen.losses, str) else _losses_title(losses))
     return Recovery(
         title=title,
         losses=losses,
         fit=fit,
-        window=(start, end),
+        window=window,
         teachers=teachers,
         ensemble=chosen.ensemble,
         from_scratch=chosen.from_scratch,
         cache_logits=chosen.cache_logits,
         own_fit=chosen.fit is not None,
     )
+
+
+def _window(value: Any, where: str) -> tuple[float, float]:
+    if value is None:
+        return 0.0, 1.0
+    shares = [_number(part, where) for part in value] if isinstance(value, list | tuple) else []
+    if len(shares) != 2 or not 0 <= shares[0] < shares[1] <= 1:
+        raise UserError(f"{where}: {value} is refused; give two rising shares of training in [0, 1], such as [0, 0.3]")
+    return shares[0], shares[1]
+
+
+def _losses_title(losses: Sequence[distillation.Loss]) -> str:
+    """``ce + kd (temperature 2)``: the names, and options that are not the defaults."""
+
+    def changed(loss: distillation.Loss) -> str:
+        fields = [part for part in dataclasses.fields(loss) if part.name != "weight"]
+        found = [f"{part.name} {value}" for part in fields if (value := getattr(loss, part.name)) != part.default]
+        return f" ({', '.join(found)})" if found else ""
+
+    return " + ".join(loss.name + changed(loss) for loss in losses)
 
 
 def _with_budgets(recoveries: tuple[Recovery, ...], content: Mapping[str, Any]) -> tuple[Recovery, ...]:
@@ -620,7 +642,10 @@ def _latency(network: Train | Prune | Recover) -> Latency | None:
 
 
 def check_before_training(todo: list[Stage], data_root: Path) -> None:
-    """Refuses, before time is spent, a network that does not take the images or a sparsity that cannot be reached."""
+    """Refuses, before time is spent, what would fail after training.
+
+    A network that does not take the images, a sparsity that cannot be reached, an objective that cannot be computed.
+    """
     seen: set[tuple] = set()
     for stage in todo:
         if isinstance(stage, Train) and (mark := (stage.data, stage.network)) not in seen:
@@ -636,3 +661,42 @@ def check_before_training(todo: list[Stage], data_root: Path) -> None:
             pruning.check(
                 network, stage.method, stage.sparsity, torch.zeros(2, *split.input_shape), schedule=stage.schedule
             )
+        if isinstance(stage, Recover):
+            teachers = tuple(teacher.network for teacher in stage.teachers or (stage.dense,))
+            mark = (
+                stage.dense.data,
+                stage.dense.network,
+                teachers,
+                stage.losses,
+                stage.window,
+                stage.fit,
+                stage.start_epoch,
+            )
+            if mark not in seen:
+                seen.add(mark)
+                try:
+                    _check_objective(stage, teachers, load_splits(stage.dense.data, data_root).train)
+                except UserError as error:
+                    raise UserError(f"recoveries: '{stage.title}': {error}") from None
+
+
+def _check_objective(stage: Recover, teachers: Sequence[str], split: Split) -> None:
+    """Builds the objective over networks that nobody has trained, for a few random images."""
+    classes, fit = len(split.classes), stage.fit
+    images = torch.randn(4, *split.input_shape, generator=torch.Generator().manual_seed(0))
+
+    def observer(name: str) -> models.Observer:
+        network = models.build(name, input_shape=split.input_shape, classes=classes).eval()
+        return models.Observer(network, *models.find_blocks(network, split.input_shape))
+
+    ids = torch.arange(4)
+    batch = Batch(images, ids % classes, ids, draw=0)
+    objective = distillation.Objective(
+        stage.losses, [distillation.Teacher(observer(name)) for name in teachers], window=stage.window
+    )
+    with torch.no_grad():
+        shown = observer(stage.dense.network)(images)
+    objective.prepare(shown, batch, distillation.TrainingSet(torch.from_numpy(split.labels), classes))
+    if objective.teachers:
+        steps = max(1, len(split) // fit.batch_size)
+        objective.teaching_steps(fit.epochs * steps, stage.start_epoch * steps)

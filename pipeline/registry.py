@@ -36,10 +36,12 @@ def build(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    fields = {field.name for field in dataclasses.fields(cls) if field.init}
-    for key in options:
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    for key, value in options.items():
         if key not in fields:
-            raise UserError(f"{where}.{key}: unknown option; {nearest(key, fields)}")
+            raise UserError(f"{where}.{key}: unknown option; {nearest(str(key), fields)}")
+        if dataclasses.is_dataclass(fields[key].default_factory) and not isinstance(value, Mapping):
+            raise UserError(f"{where}.{key}: '{value}' is not a mapping of options")
     try:
         schema = OmegaConf.structured(cls)
         OmegaConf.set_readonly(schema, False)  # a frozen dataclass would refuse the merge
@@ -93,6 +95,8 @@ class Registry(Generic[T]):
         """``"kd"`` or ``{"name": "kd", "temperature": 4}`` becomes the dataclass registered as ``kd``."""
         options = {"name": value} if isinstance(value, str) else dict(value)
         name = options.pop("name", None)
-        if name not in self._classes:
-            raise UserError(f"{where}: '{name}' is no {self.kind}; {nearest(name, self._classes)}")
+        if name is None:
+            raise UserError(f"{where}.name: missing; {nearest('', self._classes)}")
+        if not isinstance(name, str) or name not in self._classes:
+            raise UserError(f"{where}: '{name}' is no {self.kind}; {nearest(str(name), self._classes)}")
         return build(self._classes[name], options, where)

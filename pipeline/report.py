@@ -119,6 +119,7 @@ def summarise(
         for name in ("cev", "sde"):
             floor = audit["floor"][name] if audit and audit["floor"] and name in audit["floor"] else None
             line[f"{name}_interval"] = audit[f"{name}_interval"] if audit else None
+            line[f"{name}_corrected"] = audit["measures"][f"{name}_corrected"]["value"] if audit else None
             line[f"{name}_excess"] = floor["excess"] if floor else None
             values = [run[name] for run in members]
             clear = floor is not None and all(value is not None and value > floor["high"] for value in values)
@@ -280,8 +281,9 @@ def table_rows(summary: Row, *, intervals: bool = False) -> tuple[list[str], lis
         for name in ("cev", "sde"):
             cells[name.upper()] = plus_minus(line, name)
             if intervals:
-                ends = [number(end) for end in line[f"{name}_interval"] or ()]
-                cells[f"{name.upper()} 95 %"] = " to ".join(ends)
+                ends = " to ".join(number(end) for end in line[f"{name}_interval"] or ())
+                corrected = number(line[f"{name}_corrected"]) + (f" ({ends})" if ends else "")
+                cells[f"{name.upper()} without noise (95 %)"] = corrected
         cells["CKA"] = plus_minus(line, "cka", 3)
         for name in ("cev", "sde") if intervals else ("cev",):
             excess = line[f"{name}_excess"]
@@ -510,9 +512,9 @@ def page(summary: Row, correlation: list[Row], curves: efficiency.Places, config
 <p>Mean ± standard deviation over seeds. <b>CEV</b>: how unevenly the classes' error rates changed, in percent squared.
 <b>SDE</b>: how far false positives and false negatives moved apart, in percent. Both compare a network with its own
 dense parent; 0 is no change. <b>Floor</b>: the same measures between dense networks of different seeds. A star marks
-a value above the floor's 97.5 % quantile in every seed. <b>95 %</b>: bootstrap interval over test examples{over_seeds},
-of the value without sampling noise, which may lie below the plain one. <b>CKA</b>: similarity of the feature maps to
-the dense parent's.</p>
+a value above the floor's 97.5 % quantile in every seed. <b>Without noise</b>: estimate of what
+an endless test set would give, with its bootstrap interval over test examples{over_seeds}. <b>CKA</b>: similarity of
+the feature maps to the dense parent's.</p>
 {noted}
 <h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
 <h2>Classes</h2><img src="classes.png" alt="change of recall per class">

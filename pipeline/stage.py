@@ -34,6 +34,10 @@ class StageFailed(UserError):
     """A stage ended without a result; what depends on it cannot run."""
 
 
+class StageBroken(StageFailed):
+    """It ended so by a fault of this program and not by something that the user can mend."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step of a study. Fields that are stages (or tuples of stages) are its inputs, all others its options.
@@ -71,7 +75,8 @@ class Stage:
         """What a person reads in progress lines and lists."""
         return self.kind
 
-    def run(self, folder: Path, context: Context) -> None:
+    def run(self, folder: Path, context: Context) -> dict[str, float] | None:
+        """Writes the result into an empty folder (or goes on in it), and may return facts for the manifest."""
         raise NotImplementedError(f"{type(self).__name__} defines no run()")
 
 
@@ -240,7 +245,7 @@ class Store:
         except Exception as error:  # a fault of ours: it must not take the rest of the study down, nor be lost
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]}"
             self._note_failure(stage, f"{reason}\n\n{traceback.format_exc()}")
-            raise StageFailed(f"{reason}; the traceback is in {self._beside(stage, '.failed')}") from error
+            raise StageBroken(f"{reason}; the traceback is in {self._beside(stage, '.failed')}") from error
 
     def _make(self, stage: Stage, context: Context) -> None:
         folder, work = self.folder(stage), self._beside(stage, ".work")
@@ -248,7 +253,7 @@ class Store:
         work.mkdir(parents=True, exist_ok=True)
         resumed = any(work.iterdir())
         started = time.time()
-        stage.run(work, context)
+        facts = stage.run(work, context) or {}
         files = sorted(path for path in work.rglob("*") if path.is_file())
         manifest = {
             "stage": stage.kind,
@@ -262,6 +267,7 @@ class Store:
             },
             "seconds": round(time.time() - started, 3),
             "resumed": resumed,  # then the seconds are those of the last part only
+            **facts,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "device": context.device,
             "threads": context.threads,

@@ -141,7 +141,7 @@ class Train(Stage):
     def dense(self) -> Train:
         return self
 
-    def run(self, folder: Path, context: Context) -> None:
+    def run(self, folder: Path, context: Context) -> dict[str, float]:
         splits = load_splits(self.data, context.data_root)
         if self.identity and splits.fingerprint != self.identity:
             raise UserError("the images changed after this study was planned; run the same command again")
@@ -151,9 +151,12 @@ class Train(Stage):
         info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
         np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
         losses = distillation.parse_losses("ce", "train.losses")
-        _fit(self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs)
+        facts = _fit(
+            self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs
+        )
         models.save(folder, network, info)
         (folder / training.CHECKPOINT).unlink(missing_ok=True)
+        return facts
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,7 @@ class Recover(Stage):
         title = self.title or " + ".join(loss.name for loss in self.losses)
         return f"recover {title} · {'dense' if self.network is self.dense else origin} · seed {self.seed}"
 
-    def run(self, folder: Path, context: Context) -> None:
+    def run(self, folder: Path, context: Context) -> dict[str, float]:
         stored = load_network(context.open(self.network))
         if self.from_scratch:
             stored = reinitialised(stored, self.seed)
@@ -273,7 +276,7 @@ class Recover(Stage):
             for stage in self.teachers or (self.dense,):
                 cache = self._cache(context, stage, splits) if self.cache_logits else None
                 teachers.append(load_teacher(context, stage, stored.info, splits.validation, cache=cache))
-        _fit(
+        facts = _fit(
             self,
             folder,
             context,
@@ -291,12 +294,14 @@ class Recover(Stage):
         if isinstance(self.network, Prune):
             dense = load_network(context.open(self.dense)).network
             write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+        return facts
 
     def _cache(self, context: Context, teacher: Train, splits: Splits) -> distillation.LogitsCache:
         """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
         fit, data = self.fit, self.dense
         images = (data.data, data.identity, fit.epochs, fit.batch_size, fit.augmentation)
-        arithmetic = (fit.precision, context.device, context.threads, torch.__version__)
+        processor = torch.backends.cpu.get_cpu_capability()
+        arithmetic = (fit.precision, context.device, context.threads, processor, torch.__version__)
         digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
         name = f"{teacher.key}-{'-'.join(map(str, self.stream))}-{digest}.npy"
         return distillation.LogitsCache(
@@ -379,8 +384,8 @@ def _fit(
     start_epoch: int = 0,
     keep_epochs: tuple[int, ...] = (),
     objective: dict | None = None,
-) -> None:
-    """Trains in place and writes ``history.csv``, one row per epoch."""
+) -> dict[str, float]:
+    """Trains in place and writes ``history.csv``, one row per epoch; returns what the manifest keeps of its cost."""
     normalisation = Normalisation(info.mean, info.std)
     fit = stage.fit
     options = {"device": context.device}
@@ -393,7 +398,7 @@ def _fit(
         made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
         return made
 
-    history = training.fit(
+    history, seconds = training.fit(
         network,
         info=info,
         prepare=prepare,
@@ -408,6 +413,7 @@ def _fit(
         report=context.report,
     )
     write_rows(folder / "history.csv", history)
+    return {"training_seconds": round(seconds, 3)}
 
 
 @dataclass(frozen=True)
@@ -642,10 +648,10 @@ class Report(Stage):
         return efficiency.Curve(" / ".join(titles), taught, seeds, tuple(family), quality, costs)
 
     def _seconds(self, context: Context, stage: Train | Recover) -> float:
-        """Not known (NaN) of a stage that was interrupted, or made elsewhere than this study's first network."""
+        """Of the steps; NaN for a stage that was interrupted, or made elsewhere than the study's first network."""
         manifest, first = (context.store.manifest(each) for each in (stage, self.scores[0].references[0].network))
         alike = all(manifest[name] == first[name] for name in ("device", "threads", "machine"))
-        return manifest["seconds"] if alike and not manifest.get("resumed", False) else np.nan
+        return manifest.get("training_seconds", np.nan) if alike and not manifest["resumed"] else np.nan
 
     def _cka(self, context: Context, stage: Similarity) -> float:
         """Mean over the block ends."""

@@ -121,19 +121,23 @@ def fit(
     start_epoch: int = 0,
     keep_epochs: tuple[int, ...] = (),
     report: Callable[[int, int, dict[str, float]], None] = lambda step, steps, values: None,
-) -> list[dict[str, float]]:
-    """Trains the network in place and returns one record per epoch (loss terms, validation accuracy, learning rate).
+) -> tuple[list[dict[str, float]], float]:
+    """Trains the network in place.
 
     prepare: makes the objective, given one batch and what the untrained network shows for it (shapes matter only).
     seed: with the epoch it fixes order and augmentation; runs with equal seeds see the same images.
     folder: where the checkpoint lies, for the caller to remove once the network is stored. A run that finds one goes on
-        from it, and ends with the same
-    weights, byte for byte, as a run that was never interrupted (same machine, device and number of threads).
+    from it, and ends with the same weights, byte for byte, as a run that was never interrupted (same machine, device
+    and number of threads).
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
     rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
+    Returns:
+        One record per epoch (loss terms, validation accuracy, learning rate), and the seconds that the steps took in
+        this run, without validation and checkpoints.
+
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, a window without a step, or a term that teaches nothing.
     """
     device = train.device
     memory_format = training_format(network)
@@ -160,10 +164,14 @@ def fit(
         save_tensors(folder / "epoch0.safetensors", network.state_dict())
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
+    if objective.teachers:
+        objective.teaching_steps(steps, start_epoch * steps_per_epoch)
     shown = started = time.monotonic()
     started_at = done * steps_per_epoch
+    seconds = 0.0
     for epoch in range(done, options.epochs):
         network.train()
+        begun = time.monotonic()
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
         for number, batch in enumerate(train.epoch(seed, epoch)):
@@ -189,8 +197,9 @@ def fit(
                 speed = (step + 1 - started_at) * options.batch_size / (shown - started)
                 report(step + 1, steps, {"loss": loss, "images/s": speed})
         means = {name: float(value) / counts[name] for name, value in sums.items()}
+        seconds += time.monotonic() - begun  # the means were read from the device, so it has finished
         _check_finite(means["loss"], epoch, rate)
-        objective.audit()
+        objective.audit(**({"steps": 1} if epoch + 1 == options.epochs else {}))
         if masker is not None:
             masker.verify()
         accuracy = evaluate(network, validation)
@@ -202,7 +211,7 @@ def fit(
             save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
         _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
     observer.close()
-    return history
+    return history, seconds
 
 
 def _prepared(

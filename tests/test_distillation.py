@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -741,7 +742,17 @@ def test_a_mapping_gives_options():
         ([{"name": "kd", "weight": math.nan}], "weight nan"),
         ([{"name": "kd", "temperatur": 4}], "temperature"),
         ([{"name": "kd", "temperature": 0}], "temperature 0"),
-        ([{"weight": 1}], "is no loss"),
+        ([{"weight": 1}], "losses.name: missing"),
+        ([{"name": ["kd"]}], "is no loss"),
+        ([["kd"]], "is no loss"),
+        ([None], "is no loss"),
+        (True, "is no loss"),
+        (3, "is no loss"),
+        (None, "no loss at all"),
+        ([{"name": "dkd", "others": -8}], "others -8"),
+        ([{"name": "dkd", "target": 0, "others": 0}], "all zero"),
+        ([{"name": "dist", "intra": -1}], "intra -1"),
+        ([{"name": "rkd", "angle": math.nan}], "angle nan"),
         ([{"name": "crd", "positives": "exactly"}], "known: exact, relaxed"),
     ],
     ids=str,
@@ -941,6 +952,38 @@ def test_the_audit_names_a_term_that_is_always_zero():
         objective.audit()
 
 
+def test_the_audit_remembers_across_a_resume_and_judges_short_trainings_at_their_end():
+    teacher, training = observed(Network(3, 0)), make_training()
+
+    def made():
+        objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
+        objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
+        return objective
+
+    objective = made()
+    for step in range(20):
+        if step == 12:  # as after a kill: another process, what the checkpoint holds
+            state, objective = objective.state_dict(), made()
+            objective.load_state_dict(state)
+        batch = make_batch(training, seed=step)
+        objective(teacher(batch.images), batch, step=step, steps=20)
+    with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
+        objective.audit()
+    short = made()
+    short(teacher(batch.images), batch, step=0, steps=1)
+    short.audit()
+    with pytest.raises(UserError, match="'kd' was exactly zero in 1 steps"):
+        short.audit(steps=1)
+
+
+def test_a_window_without_a_step_is_refused():
+    objective, *_ = make_objective("kd", window=(0.0, 0.3))
+    assert objective.teaching_steps(50) == range(0, 15) and objective.teaching_steps(50, first=10) == range(10, 15)
+    for steps, first in ((1, 0), (50, 15)):
+        with pytest.raises(UserError, match=r"window: \[0.0, 0.3\] holds none of the steps"):
+            objective.teaching_steps(steps, first)
+
+
 @pytest.mark.parametrize("broken", ["detached", "zero"])
 def test_the_audit_names_an_adapter_without_a_gradient(broken):
     objective, _, student = make_objective("fitnet")
@@ -1021,6 +1064,21 @@ def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
     assert cache.get(0, ids) is None and torch.equal(cache.get(0, ids[:2]), logits[:2])
     assert cache.path.stat().st_blocks * 512 >= cache.rows.nbytes, "a full disk would end the process later"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
+    path, shape = tmp_path / "logits.npy", {"draws": 2, "examples": EXAMPLES, "classes": CLASSES}
+    monkeypatch.setattr(Path, "exists", lambda self: False)  # neither saw the other's
+    first, second = LogitsCache(path, **shape), LogitsCache(path, **shape)
+    ids, logits = torch.arange(3), torch.randn(3, CLASSES)
+    first.put(1, ids, logits)
+    assert torch.equal(second.get(1, ids), logits) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_cache_that_cannot_be_kept_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be kept .*set cache_logits to false"):
+        LogitsCache(tmp_path / "file" / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
 
 
 def test_a_cache_that_does_not_fit_is_refused(tmp_path):

@@ -219,7 +219,7 @@ def test_damaged_result_is_named_and_the_rest_kept(finished, tmp_path):
     shutil.rmtree(next((results / "store" / "report").glob("*")).parent)
     damaged = next((results / "store" / "predict").glob("*/predictions.npz"))
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    done = pipeline("run", results=results, status=1)
+    done = pipeline("run", results=results, status=2)
     assert f"{damaged}: does not match its checksum" in done.stderr and "Traceback" not in done.stderr
     shutil.rmtree(damaged.parent)
     pipeline("run", results=results)

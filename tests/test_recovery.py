@@ -1,6 +1,7 @@
 """Recoveries as a study writes them: teachers, controls from scratch, cached logits, budgets; on the small study."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from pipeline import efficiency, experiment, models
+from pipeline.__main__ import main
 from pipeline.distillation import Teacher
 from pipeline.registry import UserError
 from pipeline.stage import Context, StageFailed, Store, walk
@@ -88,6 +90,16 @@ def test_a_bigger_and_a_poorer_teacher(tmp_path):
         ("{losses: finetune, cache_logits: true}", r"^recoveries.0.cache_logits: no loss here asks a teacher"),
         ("{losses: none, from_scratch: true}", r"^recoveries.0.from_scratch: nothing is trained here"),
         ("{losses: kd, ensemble: random}", r"^recoveries.0.ensemble: 'random' takes two teachers"),
+        ("{losses: none, fit: {epochs: 3}}", r"^recoveries.0.fit: nothing is trained here"),
+        ("{losses: none, title: idle}", r"^recoveries.0.title: nothing is trained here"),
+        ("{losses: kd, window: [0.5]}", r"^recoveries.0.window: \[0.5\] is refused; give two rising shares"),
+        ("{losses: kd, window: {a: 1}}", r"^recoveries.0.window: .* is refused"),
+        ("{losses: kd, window: [0.5, 0.2]}", r"^recoveries.0.window: .* is refused"),
+        ("{losses: kd, window: [0, .nan]}", r"^recoveries.0.window: .* is refused"),
+        ("{losses: kd, window: [-0.1, 1]}", r"^recoveries.0.window: .* is refused"),
+        ("{losses: kd, teachers: {seeds: 1e30}}", r"^recoveries.0.teachers.seeds: 1e\+30 is refused"),
+        ("{losses: true}", r"^recoveries.0.losses: 'True' is no loss"),
+        ("{losses: kd, fit: {augmentation: 3}}", r"^recoveries.0.fit.augmentation: '3' is not a mapping"),
     ],
 )
 def test_mistakes_are_named(recovery, message):
@@ -105,6 +117,42 @@ def test_a_teacher_that_cannot_read_the_images_is_refused_before_training(tmp_pa
     plan, _ = recoveries(tmp_path, "{losses: kd, teachers: {network: vgg8}}", "data.size=8")
     with pytest.raises(UserError, match="vgg8 does not take 3x8x8 images"):
         experiment.check_before_training(walk([plan.report]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "recovery,message",
+    [
+        ("{losses: kd, window: [0, 0.01]}", r"'kd': window: \[0.0, 0.01\] holds none of the steps"),
+        ("{losses: [{name: fitnet, block: 9}]}", r"'ce \+ fitnet \(block 9\)': losses: fitnet.block 9 is refused"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_before_training(tmp_path, recovery, message):
+    plan, _ = recoveries(tmp_path, recovery)
+    with pytest.raises(UserError, match=message):
+        experiment.check_before_training(walk([plan.report]), tmp_path)
+
+
+def test_budgets_and_rounds_are_refused_together():
+    with pytest.raises(UserError, match="budgets: pruning 'magnitude iterative' trains again after each"):
+        study("budgets=[1,2]", "recoveries=[finetune]", "prunings=[{name: magnitude, schedule: iterative}]")
+
+
+def test_a_spoiled_teacher_ends_with_status_2(store, tmp_path, capsys, monkeypatch):
+    """What a person can mend is status 2, wherever it shows; a fault of this program is 1."""
+    plan, (student, _) = recoveries(store.root / "data", "{losses: kd, fit: {epochs: 1}}")
+    make(store, student.network)
+    results = tmp_path / "results"
+    shutil.copytree(store.root, results)
+    arguments = ["recover", "--config", str(SMOKE), "--results", str(results), "--data", str(store.root / "data")]
+    arguments += [*QUICK, "seeds=1", "recoveries=[{losses: kd, fit: {epochs: 1}}]", "workers=1"]
+    weights = Store(results).folder(plan.dense[0]) / "weights.safetensors"
+    weights.rename(tmp_path / "aside")
+    assert main(arguments) == 2
+    assert "weights.safetensors: " in capsys.readouterr().err
+    (tmp_path / "aside").rename(weights)
+    monkeypatch.setattr("pipeline.stages.load_teacher", None)
+    assert main(arguments) == 1
+    assert "unexpected TypeError" in capsys.readouterr().err
 
 
 def test_a_teacher_is_checked_against_student_and_history(store):
@@ -225,8 +273,8 @@ def test_the_report_compares_quality_at_equal_cost(store, budgets):
         assert point["validation_accuracy"] == history[-1]["validation_accuracy"]
         per_epoch = len(load_splits(stage.dense.data, store.root).train) // 32
         assert float(point["steps"]) == int(point["epochs"]) * per_epoch
-        own, parent = (store.manifest(one)["seconds"] for one in (stage, stage.dense))
-        assert float(point["seconds"]) == own
+        own, parent = (store.manifest(one)["training_seconds"] for one in (stage, stage.dense))
+        assert float(point["seconds"]) == own and 0 < own < store.manifest(stage)["seconds"]
         assert float(point["seconds_with_teachers"]) == pytest.approx(own + parent * (point["recovery"] == "late kd"))
     rows = read_rows(report / "speed_up.csv")
     assert {(row["recovery"], row["against"]) for row in rows} == {("late kd", "finetune")} and len(rows) == 2 * 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.registry import UserError
-from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageFailed, Store, walk, write_atomically
+from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageBroken, StageFailed, Store, walk, write_atomically
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,9 @@ def test_execute_once_and_manifest(store):
 
 
 def test_failure_keeps_partial_work_and_reason(store):
-    with pytest.raises(StageFailed, match="lower the rate"):
+    with pytest.raises(StageFailed, match="lower the rate") as error:
         store.execute(Refusing(), context(store))
+    assert not isinstance(error.value, StageBroken)  # the user can mend it
     assert store.state(Refusing()) == "failed" and store.failure(Refusing()) == "it diverged; lower the rate"
     assert not store.folder(Refusing()).exists()
 
@@ -170,7 +171,7 @@ def test_write_aside_then_rename(tmp_path, monkeypatch):
 
 def test_unexpected_fault_is_one_line_and_keeps_its_traceback(store, monkeypatch):
     monkeypatch.setattr(Leaf, "run", lambda self, folder, context: {}["missing"])
-    with pytest.raises(StageFailed, match=r"unexpected KeyError: 'missing'; the traceback is in .*\.failed") as error:
+    with pytest.raises(StageBroken, match=r"unexpected KeyError: 'missing'; the traceback is in .*\.failed") as error:
         store.execute(Leaf(1), context(store))
     assert "\n" not in str(error.value)
     assert store.failure(Leaf(1)) == "unexpected KeyError: 'missing'"

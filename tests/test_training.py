@@ -58,7 +58,7 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0)
             raise Stopped
 
     folder.mkdir(exist_ok=True)
-    history = training.fit(
+    history, _ = training.fit(
         network,
         info=info,
         prepare=prepare,

@@ -23,7 +23,11 @@ class PerClass(nn.Module):
 
 
 def effective_weights(training: TrainingSet, beta: float) -> Tensor:
-    """Weights per class ~ 1 / effective number of examples (Cui et al. 2019, eq. 2), with mean 1 over the examples."""
+    """Weights per class ~ 1 / effective number of examples (Cui et al. 2019, eq. 2), with mean 1 over the examples.
+
+    The paper scales them to the sum C instead, which makes the loss smaller the longer the tail; this way the learning
+    rate, and the share beside other losses, keep their meaning.
+    """
     counts = training.counts.double()
     weights = (1 - beta) / (1 - beta ** counts.clamp(min=1))
     return (weights * counts.sum() / (weights * counts).sum()).float()

@@ -31,7 +31,11 @@ def parse_losses(spec: str | Sequence[str | Mapping[str, Any]], where: str) -> t
     Raises:
         UserError: no loss, an unknown name or option, one name twice, a negative weight, or all weights zero.
     """
-    parts = [spec] if isinstance(spec, str | Mapping) else list(spec or ())
+    several = isinstance(spec, Sequence) and not isinstance(spec, str)
+    parts = list(spec) if several else [] if spec is None else [spec]
+    for part in parts:
+        if not isinstance(part, str | Mapping):
+            raise UserError(f"{where}: '{part}' is no loss; give a name such as kd, or {{name: kd, temperature: 8}}")
     terms = [term for part in parts for term in (_expression(part, where) if isinstance(part, str) else [dict(part)])]
     if not terms:
         raise UserError(f"{where}: no loss at all; name one, such as 'kd' or '0.1 ce + 0.9 kd'")

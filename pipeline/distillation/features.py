@@ -22,8 +22,9 @@ class Hint(Loss):
     """Mean squared error between the teacher's map and a 1x1 regression from the student's (Romero et al. 2015, eq. 3).
 
     The squared norm is divided by its number of entries, as in Tian et al. 2020, whose weight 100 is used; the maps are
-    averaged to one size where the paper's regressor shrinks them. The paper trains the hint first and alone: two
-    recoveries in a row, or a window, do that.
+    averaged to one size where the paper's regressor shrinks them. The regression is linear; Tian et al.'s code puts
+    BatchNorm and ReLU behind it. The paper trains the hint first and alone, as ``0 ce + 100 fitnet`` with a window from
+    0 does: after the window the labels alone are learnt.
 
     block: index of the pair of blocks, negative from the end; none: the middle one, as in the paper.
     """
@@ -97,15 +98,15 @@ class SolutionFlow(Loss):
     """Mean squared difference of the flow matrices between consecutive blocks, summed over blocks (Yim et al. 2017).
 
     G[i, j] = mean over positions of first_i * second_j (eq. 1), the larger map max-pooled to the smaller as in the
-    paper. The squared norm of eq. 2 is divided by the number of entries, and the weight 50 is Tian et al.'s for that.
-    Where widths differ, the student's maps pass a trained 1x1 projection to the teacher's width first (ours: the paper
-    has equal widths).
+    paper. The squared norm of eq. 2 is divided by the number of entries. The paper, and Tian et al. 2020 in their code,
+    train it first and alone, with weight 1 (their 50 multiplies nothing); ``0 ce + 1 fsp`` with a window from 0 does
+    that: after the window the labels alone are learnt. They take the stem's output as a block too, here the ends of
+    blocks alone count. Where widths differ, the student's maps pass a trained 1x1 projection to the teacher's width
+    first (ours: the paper has equal widths).
 
     Raises:
         UserError: fewer than two blocks in common.
     """
-
-    weight: float = 50.0
 
     needs_features: ClassVar[bool] = True
 
@@ -244,8 +245,8 @@ class ActivationBoundaries(Loss):
 
     Mean over examples, sum over channels and positions, weight of block l of L: 2^(l - L). The student's maps pass a
     1x1 connector with BatchNorm, at equal widths too, because blocks end after their ReLU; a teacher's unit is active
-    where its map is above 0. The paper uses the term alone, before the training proper: put a recovery with
-    ``1 ab`` before another one, or use a window. Weight 0.003 as in the released code.
+    where its map is above 0. The paper trains the term first and alone, as ``0 ce + 0.003 ab`` with a window from 0
+    does: after the window the labels alone are learnt. Weight 0.003 as in the released code.
     """
 
     weight: float = 0.003

@@ -74,6 +74,15 @@ def require_positive(**options: float) -> None:
             raise ValueError(f"{name} {option:g} is refused; give a number above 0")
 
 
+def require_weights(**options: float) -> None:
+    """Raises ValueError that names the first option which is negative or no finite number, or all if they are 0."""
+    for name, option in options.items():
+        if not 0 <= option < float("inf"):
+            raise ValueError(f"{name} {option:g} is refused; give a finite number that is not negative")
+    if not any(options.values()):
+        raise ValueError(f"{' and '.join(options)} are all zero; give one of them a weight above 0")
+
+
 @LOSSES.register("dkd")
 @dataclass(frozen=True)
 class DecoupledTargets(Loss):
@@ -90,6 +99,7 @@ class DecoupledTargets(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_weights(target=self.target, others=self.others)
         require_positive(temperature=self.temperature)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
@@ -121,6 +131,7 @@ class Correlations(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_weights(inter=self.inter, intra=self.intra)
         require_positive(temperature=self.temperature)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:

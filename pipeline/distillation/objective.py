@@ -22,7 +22,7 @@ class Objective(nn.Module):
     """What the training loop optimises: a weighted sum of losses over the student and its teachers.
 
     Its parameters are those of the adapters (give them to the optimizer beside the network's) and its ``state_dict`` is
-    what a checkpoint needs: adapters, memory banks and ``teacher_calls``, all of them tensors.
+    what a checkpoint needs: adapters, memory banks, ``teacher_calls`` and what ``audit`` knows, all of them tensors.
 
     Several teachers: ``average`` asks all of them and averages each term over them (for ``kd`` that has the gradient of
     the averaged soft targets, and it works for teachers of unequal shapes); ``random`` asks one per step, drawn by
@@ -82,9 +82,12 @@ class Objective(nn.Module):
         self._outside = [(loss, loss.weight / total) for loss in label_losses]
         self.adapters = nn.ModuleDict()
         self.register_buffer("teacher_calls", torch.zeros(len(self.teachers), dtype=torch.int64))
-        self._evaluated: dict[tuple[str, int], int] = {}  # (loss, teacher) -> times
-        self._largest: dict[str, Tensor] = {}  # term -> largest absolute value so far
-        self._gradients: dict[str, Tensor] = {}  # adapter parameter -> largest absolute gradient so far
+        # Per term, by name: the largest absolute value so far, and the steps it entered.
+        self._terms = sorted({loss.name for loss in (*self.losses, *label_losses)})
+        self.register_buffer("largest_terms", torch.zeros(len(self._terms)))
+        self.register_buffer("evaluated_terms", torch.zeros(len(self._terms), dtype=torch.int64))
+        self._evaluated: dict[tuple[str, int], int] = {}  # (loss, teacher) -> times, in this process
+        self._gradients: dict[str, Tensor] = {}  # adapter parameter -> largest absolute gradient, in this process
         self._watches: list[torch.utils.hooks.RemovableHandle] = []
 
     def prepare(self, student: Outputs, batch: Labelled, training: TrainingSet) -> None:
@@ -153,7 +156,9 @@ class Objective(nn.Module):
         total = sum(terms.values())
         logged = {name: term.detach() for name, term in terms.items()}
         for name, term in logged.items():
-            self._largest[name] = torch.maximum(self._largest.get(name, term.abs()), term.abs())
+            place = self._terms.index(name)
+            self.largest_terms[place] = torch.maximum(self.largest_terms[place], term.abs())
+            self.evaluated_terms[place] += 1
         if asked:
             right = [(outputs.logits.argmax(1) == batch.labels).float().mean() for outputs in shown.values()]
             logged["teacher_accuracy"] = sum(right) / len(right)
@@ -161,12 +166,30 @@ class Objective(nn.Module):
 
     def asked(self, *, step: int, steps: int) -> list[int]:
         """The indices of the teachers that are asked in a step, none outside the window; no state is read."""
-        start, end = (round(share * steps) for share in self.window)
+        start, end = self._bounds(steps)
         if not self.teachers or not start <= step < end:
             return []
         if self.ensemble == "random":
             return [_hash(self.seed, "teacher", step) % len(self.teachers)]
         return list(range(len(self.teachers)))
+
+    def teaching_steps(self, steps: int, first: int = 0) -> range:
+        """The steps, from ``first`` on, in which teachers are asked.
+
+        Raises:
+            UserError: there are none, so that the window would teach nothing.
+        """
+        start, end = self._bounds(steps)
+        if max(start, first) >= end:
+            raise UserError(
+                f"window: {list(self.window)} holds none of the steps {first} to {steps - 1} of this training; "
+                "give a longer window or more epochs"
+            )
+        return range(max(start, first), end)
+
+    def _bounds(self, steps: int) -> tuple[int, int]:
+        start, end = self.window
+        return round(start * steps), round(end * steps)
 
     def audit(self, *, steps: int = 20) -> None:
         """Stops a training that does not train what it says; the loop calls it now and then, such as after each epoch.
@@ -175,15 +198,16 @@ class Objective(nn.Module):
         audit that saw every adapter at work.
 
         Args:
-            steps: terms and adapters that were evaluated less often are not judged yet.
+            steps: terms and adapters that were evaluated less often are not judged yet; 1 at the end of a training.
 
         Raises:
             UserError: a term that was exactly zero in every step, or an adapter's parameter that never received a
                 gradient other than zero; it is named.
         """
-        for name, largest in self._largest.items():
-            count = max(times for (loss, _), times in self._evaluated.items() if loss == name)
-            if count >= steps and largest.item() == 0:
+        for name, largest, count in zip(
+            self._terms, self.largest_terms.tolist(), self.evaluated_terms.tolist(), strict=True
+        ):
+            if count >= steps and largest == 0:
                 raise UserError(f"losses: '{name}' was exactly zero in {count} steps, so it teaches nothing; drop it")
         if not self._watches:
             return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.distillation.align import paired
-from pipeline.distillation.logits import require_positive
+from pipeline.distillation.logits import require_positive, require_weights
 from pipeline.distillation.loss import LOSSES, Labelled, Loss
 from pipeline.models import Outputs
 
@@ -69,6 +69,10 @@ class Relational(Loss):
     angle: float = 50.0
 
     needs_features: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weights(distance=self.distance, angle=self.angle)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         ours, theirs = student.embedding, teacher.embedding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -38,8 +39,13 @@ class LogitsCache:
             if not path.exists():
                 self._make(path, shape)
             self.rows = np.lib.format.open_memmap(path, "r+")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: the cache of logits cannot be used ({error}); remove the file") from None
+        except ValueError as error:
+            raise UserError(f"{path}: is no cache of logits ({error}); remove the file") from None
+        except OSError as error:
+            raise UserError(
+                f"{path}: the cache of logits cannot be kept ({error.strerror or error}); make room or rights there, "
+                "or set cache_logits to false"
+            ) from None
         if self.rows.shape != shape or self.rows.dtype != np.float32:
             raise UserError(f"{path}: holds logits of shape {self.rows.shape}, not {shape}; remove the file")
 
@@ -63,7 +69,8 @@ class LogitsCache:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here and would be a crash in a memory map
                 with unfinished.open("r+b") as file:
                     os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
-            unfinished.replace(path)
+            with contextlib.suppress(FileExistsError):  # somebody else was faster, and may be filling theirs already
+                os.link(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
 
