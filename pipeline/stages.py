@@ -573,8 +573,11 @@ class Report(Stage):
         return f"report {self.study}"
 
     def inputs(self) -> list[Stage]:
-        networks = [prediction.network for score in self.scores for prediction in score.candidates]
-        return [*super().inputs(), *self.scores[0].references, *dict.fromkeys(networks)]
+        candidates = [prediction for score in self.scores for prediction in score.candidates]
+        predictions = [*self.scores[0].references, *candidates]
+        networks = dict.fromkeys(prediction.network for prediction in predictions)
+        teachers = [teacher for network in networks if isinstance(network, Recover) for teacher in network.teachers]
+        return [*super().inputs(), *predictions, *networks, *teachers]
 
     def run(self, folder: Path, context: Context) -> None:
         cka = iter([self._cka(context, stage) for stage in self.similarities])

@@ -225,6 +225,16 @@ def test_damaged_result_is_named_and_the_rest_kept(finished, tmp_path):
     pipeline("run", results=results)
 
 
+def test_a_report_makes_again_what_it_reads_and_somebody_removed(finished, tmp_path):
+    results = tmp_path / "copy"
+    shutil.copytree(finished[0], results)
+    for kind in ("predict", "report"):
+        shutil.rmtree(results / "store" / kind)
+    pipeline("run", results=results)
+    runs = [next((root / "reports").glob("*/runs.csv")).read_bytes() for root in (finished[0], results)]
+    assert runs[0] == runs[1]
+
+
 @pytest.mark.parametrize(
     "override,message",
     [("sparsity=0.9", "sparsity: unknown key"), ("sparsities=1.2", "outside [0, 1)"), ("recoveries=[kx]", "kx")],
