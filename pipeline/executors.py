@@ -62,19 +62,24 @@ class Outcome:
 
 
 def needed(targets: list[Stage], store: Store) -> tuple[list[Stage], int]:
-    """The stages that must be made, inputs before users, and how many of those asked for exist."""
+    """The stages that must be made, inputs before users, and how many of those asked for exist.
+
+    What a finished stage was made from may be gone; where it is there, it has to be as it was, or both are made again.
+    """
     order: dict[str, Stage] = {}
     existing: set[str] = set()
 
     def visit(stage: Stage) -> None:
         if stage.key in order or stage.key in existing:
             return
-        if store.done(stage):
-            existing.add(stage.key)
-            return
-        for part in stage.inputs():
+        done = store.done(stage)
+        inputs = [part for part in stage.inputs() if not done or store.exists(part)]
+        for part in inputs:
             visit(part)
-        order[stage.key] = stage
+        if done and not any(part.key in order for part in inputs):
+            existing.add(stage.key)
+        else:
+            order[stage.key] = stage
 
     for target in targets:
         visit(target)

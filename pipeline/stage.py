@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -145,9 +146,9 @@ class Store:
         return self.folder(stage).with_name(stage.key + suffix)
 
     def state(self, stage: Stage) -> str:
-        """done, running, failed, partial or todo."""
-        if (self.folder(stage) / "manifest.json").exists():
-            return "done"
+        """done, stale (made from inputs that have changed since), running, failed, partial or todo."""
+        if self.exists(stage):
+            return "stale" if self._changed_inputs(stage) else "done"
         if self._locked(stage):
             return "running"
         if self._beside(stage, ".failed").exists():
@@ -172,9 +173,16 @@ class Store:
                 return True
         return False
 
+    def exists(self, stage: Stage) -> bool:
+        return (self.folder(stage) / "manifest.json").exists()
+
     def done(self, stage: Stage) -> bool:
-        """Whether the result exists. A default that changed since it was made is refused with both values."""
-        if not (self.folder(stage) / "manifest.json").exists():
+        """Whether the result exists and was made from the inputs as they are now; inputs that are gone do not matter.
+
+        Raises:
+            UserError: a default changed since it was made; both values are named.
+        """
+        if not self.exists(stage):
             return False
         stored, now = self.manifest(stage)["options"], json.loads(json.dumps(stage.options()))
         if changed := _first_difference(stored, now, stage.kind):
@@ -182,13 +190,27 @@ class Store:
                 f"{self.folder(stage)}: made with {changed[0]}={changed[1]}, the default is now {changed[2]}; set the "
                 "option to either value in the configuration, or delete this folder"
             )
-        return True
+        return not self._changed_inputs(stage)
+
+    def _changed_inputs(self, stage: Stage) -> bool:
+        made_from = self.manifest(stage)["inputs"]
+        if isinstance(made_from, list):  # a manifest of before November 2026 has their keys only
+            return False
+        return any(
+            self.exists(part) and self._contents(part) != made_from[part.key]
+            for part in stage.inputs()
+            if part.key in made_from
+        )
+
+    def _contents(self, stage: Stage) -> str:
+        """One sha256 for all files of a finished stage."""
+        return hashlib.sha256(json.dumps(self.manifest(stage)["files"], sort_keys=True).encode()).hexdigest()
 
     def manifest(self, stage: Stage) -> dict[str, Any]:
         path = self.folder(stage) / "manifest.json"
         try:
             content = json.loads(path.read_text())
-            content["options"], content["files"]
+            content["options"], content["files"], content["inputs"]
             return content
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); delete its folder to compute it again") from None
@@ -252,6 +274,7 @@ class Store:
         self._beside(stage, ".failed").unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         resumed = any(work.iterdir())
+        inputs = {part.key: self._contents(part) for part in stage.inputs()}
         started = time.time()
         facts = stage.run(work, context) or {}
         files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -260,7 +283,7 @@ class Store:
             "key": stage.key,
             "label": stage.label(),
             "options": stage.options(),
-            "inputs": [part.key for part in stage.inputs()],
+            "inputs": inputs,
             "files": {
                 str(path.relative_to(work)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
                 for path in files
@@ -278,7 +301,12 @@ class Store:
         write_atomically(work / "manifest.json", json.dumps(manifest, indent=1) + "\n")
         for path in files:
             _flush_to_disk(path)
+        old = self._beside(stage, ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():  # it was made from other inputs
+            os.rename(folder, old)
         os.rename(work, folder)
+        shutil.rmtree(old, ignore_errors=True)
         _flush_to_disk(folder.parent)
 
     def _note_failure(self, stage: Stage, reason: str) -> None:

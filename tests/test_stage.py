@@ -4,12 +4,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from pipeline.executors import needed
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage, StageBroken, StageFailed, Store, walk, write_atomically
 
@@ -125,6 +127,48 @@ def test_changed_default_is_refused_with_both_values(store):
     path.write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"made with leaf.extra=0.25, the default is now 0.5"):
         store.done(Leaf(1))
+
+
+def make_again(store, stage):
+    """What a run does: everything that is needed, in order; the stages that were computed."""
+    store = Store(store.root)  # as in another process
+    return [part for part in needed([stage], store)[0] if store.execute(part, context(store))]
+
+
+def test_what_was_made_from_other_inputs_is_made_again(store, monkeypatch):
+    leaf, other = Leaf(1), Leaf(2)
+    total = Sum((leaf, other))
+    assert make_again(store, total) == [leaf, other, total] and make_again(store, total) == []
+    shutil.rmtree(store.folder(leaf))
+    assert make_again(store, total) == [], "what a result was made from may be removed to save space"
+    store.execute(leaf, context(store))
+    assert make_again(store, total) == [], "the same bytes again"
+    shutil.rmtree(store.folder(leaf))
+    with monkeypatch.context() as patch:  # the same key, another content: a default of the code's has changed, say
+        patch.setattr(Leaf, "run", lambda self, folder, context: (folder / "value").write_text("40") and None)
+        store.execute(leaf, context(store))
+    assert store.state(total) == "stale" and not store.done(total)
+    assert make_again(store, total) == [total] and make_again(store, total) == []
+    assert (Store(store.root).open(total) / "value").read_text() == "42"
+    assert sorted(path.name for path in store.folder(total).parent.iterdir()) == [total.key]
+
+
+def test_a_changed_default_is_noticed_below_a_finished_result(store):
+    total = Sum((Leaf(1),))
+    make_again(store, total)
+    path = store.folder(Leaf(1)) / "manifest.json"
+    path.write_text(path.read_text().replace('"extra": 0.5', '"extra": 0.25'))
+    with pytest.raises(UserError, match=r"made with leaf.extra=0.25, the default is now 0.5"):
+        make_again(store, total)
+
+
+def test_a_result_of_before_inputs_were_hashed_still_counts(store):
+    total = Sum((Leaf(1),))
+    make_again(store, total)
+    path = store.folder(total) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"inputs": list(manifest["inputs"])}))
+    assert make_again(store, total) == []
 
 
 def _execute_slow(root):
