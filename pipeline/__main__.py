@@ -203,8 +203,8 @@ def publish(store, report, published: Path, tensorboard: Path) -> None:
 
     listing = published / "report.json"
     with store.lock(store.root / "locks" / f"report-{published.name}"):
-        before = read_listing(listing)
-        if before["key"] == report.key and all((published.parent / name).exists() for name in before["files"]):
+        before, contents = read_listing(listing), store.contents(report)
+        if before["contents"] == contents and all((published.parent / name).exists() for name in before["files"]):
             return
         source, files = store.open(report), []
         for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name != "manifest.json"):
@@ -218,16 +218,18 @@ def publish(store, report, published: Path, tensorboard: Path) -> None:
             files.append(os.path.relpath(target, published.parent))
         for name in set(before["files"]) - set(files):
             (published.parent / name).unlink(missing_ok=True)
-        write_atomically(listing, json.dumps({"key": report.key, "files": files}, indent=1) + "\n")
+        written = {"key": report.key, "contents": contents, "files": files}
+        write_atomically(listing, json.dumps(written, indent=1) + "\n")
 
 
 def read_listing(path: Path) -> dict[str, object]:
-    """Key and files of the report that was published last; empty where there is none or it cannot be read."""
+    """Key, contents and files of the report that was published last; empty where there is none that can be read."""
     try:
         content = json.loads(path.read_text())
-        return {"key": str(content["key"]), "files": [str(name) for name in content["files"]]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"key": "", "files": []}
+        names = {name: str(content.get(name, "")) for name in ("key", "contents")}
+        return {**names, "files": [str(name) for name in content["files"]]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {"key": "", "contents": "", "files": []}
 
 
 def show(published: Path, console, *, as_json: bool) -> int:

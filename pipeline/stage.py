@@ -197,12 +197,12 @@ class Store:
         if isinstance(made_from, list):  # a manifest of before November 2026 has their keys only
             return False
         return any(
-            self.exists(part) and self._contents(part) != made_from[part.key]
+            self.exists(part) and self.contents(part) != made_from[part.key]
             for part in stage.inputs()
             if part.key in made_from
         )
 
-    def _contents(self, stage: Stage) -> str:
+    def contents(self, stage: Stage) -> str:
         """One sha256 for all files of a finished stage."""
         return hashlib.sha256(json.dumps(self.manifest(stage)["files"], sort_keys=True).encode()).hexdigest()
 
@@ -274,7 +274,7 @@ class Store:
         self._beside(stage, ".failed").unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         resumed = any(work.iterdir())
-        inputs = {part.key: self._contents(part) for part in stage.inputs()}
+        inputs = {part.key: self.contents(part) for part in stage.inputs()}
         started = time.time()
         facts = stage.run(work, context) or {}
         files = sorted(path for path in work.rglob("*") if path.is_file())
