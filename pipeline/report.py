@@ -208,14 +208,14 @@ def compared(comparisons: list[Row]) -> list[str]:
         for one in certain:
             value, low, high = (number(one[key]) for key in ("value", "low", "high"))
             how = (
-                f"{value} times that of {one['second']}"
+                f"{value} times that of '{one['second']}'"
                 if one["kind"] == "ratio"
-                else f"that of {one['second']} {'plus' if one['value'] > 0 else 'minus'} {value.lstrip('-')}"
+                else f"that of '{one['second']}' {'plus' if one['value'] > 0 else 'minus'} {value.lstrip('-')}"
             )
             chance = "below 0.001" if one["p_corrected"] < 0.001 else f"{one['p_corrected']:.2g}"
             corrected = f", corrected for {len(tested)} comparisons" if len(tested) > 1 else ""
             said.append(
-                f"At {place(one)}, the {title} of {one['first']} is {how} (95 % interval over {one['seeds']} seeds "
+                f"At {place(one)}, the {title} of '{one['first']}' is {how} (95 % interval over {one['seeds']} seeds "
                 f"{low} to {high}; p {chance}{corrected})."
             )
         seeming = sum(one["p"] < 0.05 for one in tested) - len(certain)
@@ -278,17 +278,21 @@ def table_rows(summary: Row, *, intervals: bool = False) -> tuple[list[str], lis
             "recovery": line["recovery"],
             "accuracy": plus_minus(line, "accuracy", 4),
         }
+        over = {
+            name: ""
+            if line[f"{name}_excess"] is None
+            else number(line[f"{name}_excess"]) + " *" * line[f"{name}_clear"]
+            for name in ("cev", "sde")
+        }
         for name in ("cev", "sde"):
             cells[name.upper()] = plus_minus(line, name)
             if intervals:
+                cells[f"{name.upper()} over floor"] = over[name]
                 ends = " to ".join(number(end) for end in line[f"{name}_interval"] or ())
                 corrected = number(line[f"{name}_corrected"]) + (f" ({ends})" if ends else "")
                 cells[f"{name.upper()} without noise (95 %)"] = corrected
         cells["CKA"] = plus_minus(line, "cka", 3)
-        for name in ("cev", "sde") if intervals else ("cev",):
-            excess = line[f"{name}_excess"]
-            star = " *" if line[f"{name}_clear"] else ""
-            cells[f"{name.upper()} over floor"] = "" if excess is None else f"{number(excess)}{star}"
+        cells |= {} if intervals else {"CEV over floor": over["cev"]}
         cells["MACs"] = f"{100 * line['macs_ratio']:.0f} %"
         cells["latency b1"] = number(line["latency_b1"], 2)
         cells["latency b128"] = number(line["latency_b128"], 2)
@@ -360,22 +364,27 @@ def figures(folder: Path, summary: Row, runs: list[Row], per_class: list[Row], c
 
 
 def _colours(runs: list[Row]) -> dict[str, str]:
-    names = dict.fromkeys(run["recovery"] for run in runs)
-    return {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
+    """Of each recovery; grey for none at all."""
+    names = [name for name in dict.fromkeys(run["recovery"] for run in runs) if name != "none"]
+    return {"none": "#444444"} | {name: COLOURS[position % len(COLOURS)] for position, name in enumerate(names)}
 
 
 def _bias_figure(pyplot, summary: Row, runs: list[Row]):
     from matplotlib import ticker
 
     prunings = [name for name in dict.fromkeys(run["pruning"] for run in runs) if name != "dense"] or ["dense"]
-    measures = (("cev", "CEV (%²)", "log"), ("sde", "SDE (%)", "log"), ("accuracy", "accuracy", "linear"))
+    measures = {  # wrong predictions rather than right ones, so that a log scale spreads the good networks
+        "cev": ("CEV (%²)", lambda run: run["cev"]),
+        "sde": ("SDE (%)", lambda run: run["sde"]),
+        "accuracy": ("wrong predictions (%)", lambda run: 100 * (1 - run["accuracy"])),
+    }
     figure, axes = pyplot.subplots(
-        len(measures), len(prunings), figsize=(4.2 * len(prunings) + 1, 7.5), squeeze=False, sharex="col", sharey="row"
+        len(measures), len(prunings), figsize=(4 * len(prunings) + 2.5, 7.5), squeeze=False, sharex="col", sharey="row"
     )
     colours = _colours(runs)
     plain = ticker.FuncFormatter(lambda value, _: number(value))
     few = ticker.FuncFormatter(lambda value, _: number(value) if f"{value:e}"[0] in "25" else "")
-    for row, (measure, title, scale) in enumerate(measures):
+    for row, (measure, (title, value_of)) in enumerate(measures.items()):
         for column, pruning in enumerate(prunings):
             panel = axes[row][column]
             if row == 0:
@@ -392,12 +401,9 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
                 panel.axhline(floor["mean"], color="#888888", lw=1, ls=":")
             for recovery, colour in colours.items():
                 points = [
-                    (run["sparsity_reached"], run[measure], run["sparsity_asked"])
+                    (run["sparsity_reached"], value_of(run), run["sparsity_asked"])
                     for run in runs
-                    if run["recovery"] == recovery
-                    and run["pruning"] in (pruning, "dense")
-                    and run[measure] is not None
-                    and (run[measure] > 0 or scale == "linear")
+                    if run["recovery"] == recovery and run["pruning"] in (pruning, "dense") and value_of(run)
                 ]
                 if not points:
                     continue
@@ -405,15 +411,13 @@ def _bias_figure(pyplot, summary: Row, runs: list[Row]):
                 asked = sorted({point[2] for point in points})
                 means = [np.mean([p[:2] for p in points if p[2] == level], axis=0) for level in asked]
                 panel.plot(*zip(*means, strict=True), color=colour, lw=1.4, marker="_", ms=9, label=recovery)
-            panel.set_yscale(scale)
-            if scale == "log":
-                panel.yaxis.set_major_formatter(plain)
-                low, high = panel.get_ylim()
-                panel.yaxis.set_minor_formatter(few if high / low < 300 else ticker.NullFormatter())
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter(plain)
+            low, high = panel.get_ylim()
+            panel.yaxis.set_minor_formatter(few if high / low < 300 else ticker.NullFormatter())
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="lower center", ncols=min(6, len(labels)), frameon=False, bbox_to_anchor=(0.5, -0.03)
-    )
+    columns = min(2 + 2 * len(prunings), len(labels))
+    figure.legend(handles, labels, loc="upper center", ncols=columns, frameon=False, bbox_to_anchor=(0.5, 0.01))
     figure.suptitle("Induced bias over sparsity: a point per seed, lines join the means")
     figure.tight_layout()
     return figure
@@ -447,7 +451,9 @@ def _class_figure(pyplot, summary: Row, per_class: list[Row]):
         cells.setdefault(name_of(line), {})[str(row["class"])] = 100 * (row["fnr_reference"] - row["fnr"])
     names, classes = list(cells), list(next(iter(cells.values())))
     values = np.array([[cells[name].get(label, np.nan) for label in classes] for name in names])
-    limit = float(np.nanpercentile(np.abs(values), 98)) or 1.0
+    # Networks that were not trained after pruning are far off and would wash out all others.
+    trained = np.array([not name.endswith("without recovery") for name in names])
+    limit = float(np.nanpercentile(np.abs(values[trained] if trained.any() else values), 98)) or 1.0
     figure, panel = pyplot.subplots(figsize=(min(16, 3.5 + 0.45 * len(classes)), 1.2 + 0.26 * len(names)))
     image = panel.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     panel.grid(False)
@@ -457,7 +463,7 @@ def _class_figure(pyplot, summary: Row, per_class: list[Row]):
         range(0, len(classes), step), classes[::step], rotation=90 if len(max(classes, key=len)) > 2 else 0
     )
     panel.set_xlabel("class")
-    figure.colorbar(image, label="change of recall (percentage points)")
+    figure.colorbar(image, label="change of recall (percentage points)", extend="both")
     panel.set_title("What happened to each class (mean over seeds)")
     return figure
 
@@ -516,7 +522,7 @@ a value above the floor's 97.5 % quantile in every seed. <b>Without noise</b>: e
 an endless test set would give, with its bootstrap interval over test examples{over_seeds}. <b>CKA</b>: similarity of
 the feature maps to the dense parent's.</p>
 {noted}
-<h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and accuracy over sparsity">
+<h2>Bias over sparsity</h2><img src="bias.png" alt="CEV, SDE and wrong predictions over sparsity">
 <h2>Classes</h2><img src="classes.png" alt="change of recall per class">
 <h2>Does similarity go along with bias?</h2><img src="similarity.png" alt="CKA against CEV">
 <div class="scroll"><table><tr><th>similarity</th><th>measure</th><th>statistic</th><th>value</th><th>95 % interval</th>

@@ -121,7 +121,7 @@ def test_the_sentences_say_what_stands_and_what_chance_would_give():
     clear = study({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
     said = compared(compare(clear))
     assert said[0].startswith(
-        "At magnitude 0.9, the CEV of kd is 0.1 times that of finetune (95 % interval over 4 seeds"
+        "At magnitude 0.9, the CEV of 'kd' is 0.1 times that of 'finetune' (95 % interval over 4 seeds"
     )
     assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
     hidden = study({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
