@@ -273,8 +273,13 @@ class Store:
         folder, work = self.folder(stage), self._beside(stage, ".work")
         self._beside(stage, ".failed").unlink(missing_ok=True)
         work.mkdir(parents=True, exist_ok=True)
-        resumed = any(work.iterdir())
         inputs = {part.key: self.contents(part) for part in stage.inputs()}
+        begun_from = self._beside(stage, ".inputs")
+        if not begun_from.exists() or begun_from.read_text() != json.dumps(inputs):
+            shutil.rmtree(work)  # what was begun from other inputs must not be mixed with these
+            work.mkdir()
+        write_atomically(begun_from, json.dumps(inputs))
+        resumed = any(work.iterdir())
         started = time.time()
         facts = stage.run(work, context) or {}
         files = sorted(path for path in work.rglob("*") if path.is_file())
@@ -306,6 +311,7 @@ class Store:
         if folder.exists():  # it was made from other inputs
             os.rename(folder, old)
         os.rename(work, folder)
+        begun_from.unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
         _flush_to_disk(folder.parent)
 

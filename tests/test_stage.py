@@ -145,12 +145,39 @@ def test_what_was_made_from_other_inputs_is_made_again(store, monkeypatch):
     assert make_again(store, total) == [], "the same bytes again"
     shutil.rmtree(store.folder(leaf))
     with monkeypatch.context() as patch:  # the same key, another content: a default of the code's has changed, say
-        patch.setattr(Leaf, "run", lambda self, folder, context: (folder / "value").write_text("40") and None)
+        patch.setattr(Leaf, "run", lambda self, folder, context: _write(folder / "value", "40"))
         store.execute(leaf, context(store))
     assert store.state(total) == "stale" and not store.done(total)
     assert make_again(store, total) == [total] and make_again(store, total) == []
     assert (Store(store.root).open(total) / "value").read_text() == "42"
     assert sorted(path.name for path in store.folder(total).parent.iterdir()) == [total.key]
+
+
+def test_work_begun_from_other_inputs_is_begun_anew(store, monkeypatch):
+    """A stage that goes on where it was stopped does so only while its inputs are the same."""
+
+    def stop(self, folder, context):
+        with (folder / "steps").open("a") as file:
+            file.write((context.open(self.parts[0]) / "value").read_text())
+        if len((folder / "steps").read_text()) < 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Sum, "run", stop)
+    leaf, total = Leaf(1), Sum((Leaf(1),))
+    with pytest.raises(KeyboardInterrupt):
+        make_again(store, total)
+    shutil.rmtree(store.folder(leaf))
+    with monkeypatch.context() as patch:
+        patch.setattr(Leaf, "run", lambda self, folder, context: _write(folder / "value", "7"))
+        make_again(store, leaf)
+    with pytest.raises(KeyboardInterrupt):  # and not the second half of what the first leaf began
+        make_again(store, total)
+    make_again(store, total)
+    assert (Store(store.root).open(total) / "steps").read_text() == "77"
+
+
+def _write(path, text):
+    path.write_text(text)
 
 
 def test_a_changed_default_is_noticed_below_a_finished_result(store):
