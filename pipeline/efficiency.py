@@ -9,6 +9,7 @@ import numpy as np
 
 COSTS = {
     "steps": "optimizer steps",
+    "steps_with_teachers": "optimizer steps, those of training the teachers included",
     "seconds": "seconds of the recovery's steps, the teachers' answers included",
     "seconds_with_teachers": "seconds of the recovery's steps and of training the teachers",
 }

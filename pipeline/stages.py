@@ -635,20 +635,23 @@ class Report(Stage):
         titles = list(dict.fromkeys(title for title, _ in family.values()))
         budgets = [stages for _, stages in family.values()]
         taught = any(loss.needs_teacher for loss in budgets[0][0].losses)
-        quality, steps, seconds, teaching = (np.zeros((len(budgets[0]), len(budgets))) for _ in range(4))
+        quality = np.zeros((len(budgets[0]), len(budgets)))
+        costs = {name: np.zeros_like(quality) for name in efficiency.COSTS}
         for column, stages in enumerate(budgets):
             for row, stage in enumerate(stages):
-                folder, examples = context.open(stage), context.open(stage.dense) / "examples.npz"
-                history = read_rows(folder / "history.csv")
+                history = read_rows(context.open(stage) / "history.csv")
                 quality[row, column] = float(history[-1]["validation_accuracy"])
-                steps[row, column] = len(history) * max(1, len(np.load(examples)["train"]) // stage.fit.batch_size)
-                seconds[row, column] = self._seconds(context, stage)
-                if taught:
-                    teachers = stage.teachers or (stage.dense,)
-                    teaching[row, column] = sum(self._seconds(context, teacher) for teacher in teachers)
-        costs = {"steps": steps, "seconds": seconds, "seconds_with_teachers": seconds + teaching}
+                teachers = (stage.teachers or (stage.dense,)) if taught else ()
+                for name, cost_of in (("steps", self._steps), ("seconds", self._seconds)):
+                    own = costs[name][row, column] = cost_of(context, stage)
+                    taken = sum(cost_of(context, teacher) for teacher in teachers)
+                    costs[f"{name}_with_teachers"][row, column] = own + taken
         seeds = tuple(stage.seed for stage in budgets[0])
         return efficiency.Curve(" / ".join(titles), taught, seeds, tuple(family), quality, costs)
+
+    def _steps(self, context: Context, stage: Train | Recover) -> int:
+        examples = len(np.load(context.open(stage.dense) / "examples.npz")["train"])
+        return len(read_rows(context.open(stage) / "history.csv")) * max(1, examples // stage.fit.batch_size)
 
     def _seconds(self, context: Context, stage: Train | Recover) -> float:
         """Of the steps; NaN for a stage that was interrupted, or made elsewhere than the study's first network."""
