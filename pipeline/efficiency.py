@@ -183,14 +183,14 @@ def sentences(places: Places) -> list[str]:
         for row in speed_up_rows([(pruning, sparsity, curves)]):
             pairs.setdefault((row["recovery"], row["against"]), []).append(row)
         for (recovery, against), rows in pairs.items():
-            first = rows[0]
-            if first["speed_up"] is None:
+            first = next((row for row in rows if row["speed_up"] is not None), None)
+            if first is None:
                 said.append(
                     f"At {place}, no mean validation accuracy is reached by both {recovery} and {against} at these "
                     "budgets, so there is no speed-up to give."
                 )
                 continue
-            parts = "; ".join(f"{row['speed_up']:.2f} in {COSTS[row['cost']]}{_range(row)}" for row in rows)
+            parts = "; ".join(_speed_up(row) for row in rows)
             said.append(
                 f"At {place}, from {first['accuracy_from']:.1%} to {first['accuracy_to']:.1%} validation accuracy "
                 f"(all that both reach), {recovery} has this speed-up over {against}: {parts}. Below 1 it is slower."
@@ -202,6 +202,12 @@ def sentences(places: Places) -> list[str]:
                 "with another device or number of threads."
             )
     return said
+
+
+def _speed_up(row: dict[str, object]) -> str:
+    if row["speed_up"] is None:  # a longer budget that took less time is no point of the curve in this cost
+        return f"none in {COSTS[row['cost']]} (in which the curves reach no accuracy in common)"
+    return f"{row['speed_up']:.2f} in {COSTS[row['cost']]}{_range(row)}"
 
 
 def _range(row: dict[str, object]) -> str:

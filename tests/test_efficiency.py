@@ -92,6 +92,18 @@ def test_curves_that_do_not_overlap_have_no_speed_up():
     ]
 
 
+def test_curves_that_meet_in_one_cost_only_are_said_to():
+    """The longer budget of one took less time, which leaves that budget alone on its curve in seconds."""
+    plain = curve("finetune", [1, 2], [0.5, 0.7], taught=False)
+    taught = curve("kd", [1, 2], [0.6, 0.8], taught=True)
+    plain.costs["seconds"], taught.costs["seconds"] = np.array([[1.0, 2.0]] * 2), np.array([[2.0, 1.0]] * 2)
+    (said,) = efficiency.sentences([("magnitude", 0.9, (plain, taught))])
+    assert "from 60.0% to 70.0% validation accuracy" in said
+    assert "none in seconds of the recovery's steps, the teachers' answers included (in which the curves" in said
+    rows = {row["cost"]: row["speed_up"] for row in efficiency.speed_up_rows([("magnitude", 0.9, (plain, taught))])}
+    assert rows["seconds"] is None and rows["steps"] > 1
+
+
 def test_what_is_compared():
     plain = curve("finetune", [1, 2], [0.5, 0.6], taught=False)
     taught = curve("kd", [1, 2], [0.5, 0.6], taught=True)

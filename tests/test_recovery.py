@@ -139,6 +139,7 @@ def test_budgets_and_rounds_are_refused_together():
 
 def test_a_spoiled_teacher_ends_with_status_2(store, tmp_path, capsys, monkeypatch):
     """What a person can mend is status 2, wherever it shows; a fault of this program is 1."""
+    monkeypatch.setattr("pipeline.executors.prepare_process", lambda threads: None)  # this process has other tests
     plan, (student, _) = recoveries(store.root / "data", "{losses: kd, fit: {epochs: 1}}")
     make(store, student.network)
     results = tmp_path / "results"
