@@ -213,6 +213,11 @@ def stratified(labels: np.ndarray, share: float | np.ndarray, *, seed: tuple[int
     return chosen
 
 
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Whole batches only; one smaller batch where there are fewer examples than that."""
+    return max(1, examples // batch_size)
+
+
 class Batches:
     """Batches of a split: shuffled and augmented for training, in order and untouched for evaluation.
 
@@ -243,8 +248,8 @@ class Batches:
             self._padded = self._pad(split.images, copies)
 
     def steps(self) -> int:
-        """Steps of a training epoch: whole batches only (one smaller batch where the split is smaller than that)."""
-        return max(1, len(self.split) // self.batch_size)
+        """Steps of a training epoch."""
+        return steps_per_epoch(len(self.split), self.batch_size)
 
     def epoch(self, seed: tuple[int, ...], epoch: int) -> Iterator[Batch]:
         """One shuffled, augmented pass."""

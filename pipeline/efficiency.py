@@ -199,7 +199,7 @@ def sentences(places: Places) -> list[str]:
         if unknown:
             said.append(
                 f"At {place}, the seconds of {', '.join(unknown)} are not compared: a run was interrupted, or made "
-                "with another device or number of threads."
+                "with another device, number of threads or an earlier version that did not time the steps."
             )
     return said
 

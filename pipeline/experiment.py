@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline import distillation, models, pruning
-from pipeline.data import DATASETS, Batch, Data, Split
+from pipeline.data import DATASETS, Batch, Data, Split, steps_per_epoch
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
 from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
@@ -698,5 +698,5 @@ def _check_objective(stage: Recover, teachers: Sequence[str], split: Split) -> N
         shown = observer(stage.dense.network)(images)
     objective.prepare(shown, batch, distillation.TrainingSet(torch.from_numpy(split.labels), classes))
     if objective.teachers:
-        steps = max(1, len(split) // fit.batch_size)
+        steps = steps_per_epoch(len(split), fit.batch_size)
         objective.teaching_steps(fit.epochs * steps, stage.start_epoch * steps)

@@ -29,7 +29,7 @@ from pipeline import (
     similarity,
     training,
 )
-from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits
+from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError
@@ -651,7 +651,7 @@ class Report(Stage):
 
     def _steps(self, context: Context, stage: Train | Recover) -> int:
         examples = len(np.load(context.open(stage.dense) / "examples.npz")["train"])
-        return len(read_rows(context.open(stage) / "history.csv")) * max(1, examples // stage.fit.batch_size)
+        return len(read_rows(context.open(stage) / "history.csv")) * steps_per_epoch(examples, stage.fit.batch_size)
 
     def _seconds(self, context: Context, stage: Train | Recover) -> float:
         """Of the steps; NaN for a stage that was interrupted, or made elsewhere than the study's first network."""
