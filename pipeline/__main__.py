@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -168,14 +169,15 @@ def study(chosen: argparse.Namespace) -> int:
         return look(chosen, console, store, settings.study, stages)
     todo = executors.needed(planned.targets(chosen.verb), store)
     if todo:
-        require_writable(chosen.results)
+        require_writable(store)
         for stage in todo:
             stage.check(data_root)
         console.print(f"{settings.study}: {len(todo)} stages to compute", highlight=False)
     if noted_at and chosen.results.is_dir():
-        plans.note(noted_at, settings, stages)
+        plans.note(store, noted_at, settings, stages)
     execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
-    outcome = executors.run_local(todo, execution, Display(console, len(todo)))
+    with store.lock(store.computing, shared=True) if todo else contextlib.nullcontext():
+        outcome = executors.run_local(todo, execution, Display(console, len(todo)))
     if outcome.failed:
         for stage, reason in outcome.failed:
             print(f"error: {stage.label()}: {reason}", file=sys.stderr)
@@ -253,16 +255,14 @@ def _plan_line(stage: Named, store: Store) -> dict[str, object]:
     }
 
 
-def require_writable(results: Path) -> None:
+def require_writable(store: Store) -> None:
     """Raises UserError before any time is spent where the results could not be kept."""
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        probe = results / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with store.lock(store.computing, shared=True):
+            pass
     except OSError as error:
         raise UserError(
-            f"{results}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... (--results)"
+            f"{store.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... (--results)"
         ) from None
 
 
@@ -295,9 +295,15 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
     if rows and not chosen.yes:
         print("nothing was deleted; --yes deletes them")
     elif rows:
-        kept = [row for row in rows if not housekeeping.delete(store, row)]
-        print(f"deleted {len(rows) - len(kept)}" + (f"; {len(kept)} are being computed and stay" if kept else ""))
+        with store.lock(store.computing, _refuse_while_computing):
+            for row in rows:
+                housekeeping.delete(store, row)
+        print(f"deleted {len(rows)}")
     return 0
+
+
+def _refuse_while_computing() -> None:
+    raise UserError("gc: a study is being computed in this folder, and what it needs may be listed; wait for its end")
 
 
 def export(chosen: argparse.Namespace) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files import remove
 from pipeline.stage import Stage, in_order
 from pipeline.store import MANIFEST, Store
 
@@ -48,27 +47,14 @@ def unnamed(store: Store, targets: Iterable[Stage]) -> list[Unnamed]:
     return sorted(rows, key=lambda row: -row.size)
 
 
-def delete(store: Store, row: Unnamed) -> bool:
-    """Deletes what was found; False where somebody is at work on it. A kill leaves no half of a finished folder."""
-    path = store.lock_path(row.kind, row.key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        for entry in row.entries:
-            if entry.name == row.key and entry.is_dir() and not entry.is_symlink():
-                gone = entry.with_name(f"{row.key}.old")
-                if gone.exists():
-                    shutil.rmtree(gone)
-                os.rename(entry, gone)
-                entry = gone
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink(missing_ok=True)
-    return True  # the lock file stays: somebody may be waiting for it
+def delete(store: Store, row: Unnamed) -> None:
+    """Deletes what was found; the caller holds ``store.computing`` alone. A kill leaves no half of a finished folder."""
+    finished, gone = (store.root / "store" / row.kind / name for name in (row.key, f"{row.key}.old"))
+    if finished in row.entries:
+        remove(gone)
+        os.rename(finished, gone)
+    for path in {*row.entries, gone}:
+        remove(path)
 
 
 def _label(entries: list[Path]) -> str:

@@ -13,13 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import write_atomically
+from pipeline.files import remove_debris, write_atomically
 from pipeline.registry import UserError
 from pipeline.stage import digest
 
 if TYPE_CHECKING:
     from pipeline.experiment import Study
     from pipeline.stage import Stage
+    from pipeline.store import Store
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _code() -> str:
     return content.hexdigest()
 
 
-def note(path: Path, study: Study, stages: Sequence[Stage]) -> None:
+def note(store: Store, path: Path, study: Study, stages: Sequence[Stage]) -> None:
     """Writes down a plan: its stages, inputs before users."""
     numbers = {stage.key: number for number, stage in enumerate(stages)}
     dataset = study.data.dataset
@@ -93,8 +94,10 @@ def note(path: Path, study: Study, stages: Sequence[Stage]) -> None:
             for stage in stages
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content))
+    with store.lock(store.root / "locks" / "plans"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_debris(path.parent)
+        write_atomically(path, json.dumps(content))
 
 
 def recall(path: Path, data_root: Path) -> NotedPlan | None:

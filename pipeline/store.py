@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import DamagedFile, describe_os_error, flush, inside, sha256_of, write_atomically
+from pipeline.files import DamagedFile, describe_os_error, flush, inside, remove, sha256_of, write_atomically
 from pipeline.registry import UserError
 from pipeline.stage import Context, Named, Stage, digest
 
@@ -196,16 +196,27 @@ class Store:
         return folder
 
     @contextlib.contextmanager
-    def lock(self, path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """A kernel file lock: it is gone when its process is, however that ended."""
+    def lock(
+        self, path: Path, waiting: Callable[[], None] = lambda: None, *, shared: bool = False
+    ) -> Iterator[None]:
+        """A kernel file lock: it is gone when its process is, however that ended.
+
+        waiting: called before it waits for somebody else, who may have to be let go first: it may raise.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         with path.open("a") as file:  # "w" would touch it at every look
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                fcntl.flock(file, kind)
             yield
+
+    @property
+    def computing(self) -> Path:
+        """The lock that every run holds, shared, while it computes; what deletes results must have it alone."""
+        return self.root / "locks" / "computing"
 
     def execute(self, stage: Stage, context: Context) -> bool:
         """Makes the stage's result unless it exists. Returns whether it was computed here.
@@ -239,7 +250,7 @@ class Store:
         """Runs a stage in its work folder and publishes it; the caller holds its lock."""
         work = self._beside(stage, ".work")
         for suffix in (".failed", ".old"):  # of an earlier try, or of one that was killed while it replaced this
-            _remove(self._beside(stage, suffix))
+            remove(self._beside(stage, suffix))
         inputs = {part.key: self.contents(part) for part in stage.inputs()}
         if self._finished(stage, work, inputs):
             self._publish(stage, work)  # it was killed between its manifest and its name
@@ -258,7 +269,7 @@ class Store:
                 raise
             aside = self._beside(stage, ".damaged")
             context.say(f"{error}; set aside in {aside}, and {stage.label()} is begun anew")
-            _remove(aside)
+            remove(aside)
             os.rename(work, aside)
             work.mkdir()
             begun_from.write_text(json.dumps(inputs))
@@ -313,10 +324,10 @@ class Store:
         folder, old = self.folder(stage), self._beside(stage, ".old")
         if folder.exists():  # it was made from other inputs
             os.rename(folder, old)
-            _remove(old)
+            remove(old)
         os.rename(work, folder)
         flush(folder.parent)
-        _remove(self._beside(stage, ".damaged"))
+        remove(self._beside(stage, ".damaged"))
         self._checked.discard(stage.key)
 
     def _note_failure(self, stage: Stage, reason: str) -> None:
@@ -338,14 +349,6 @@ def _declared(stage: Stage, work: Path) -> list[str]:
         raise LookupError(f"{stage.label()} did not write {', '.join(missing)}")
     patterns = (*stage.files, *stage.optional_files)
     return sorted(name for name in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
-
-
-def _remove(path: Path) -> None:
-    """Removes a file or a folder, or nothing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _same_json(path: Path, value: Any) -> bool:
