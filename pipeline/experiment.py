@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from pipeline import distillation, models, pruning
-from pipeline.data import DATASETS, Batch, Data, Split, steps_per_epoch
+from pipeline.data import DATASETS, Data, Split, steps_per_epoch
+from pipeline.data.batches import Batch
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
 from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits

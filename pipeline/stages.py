@@ -29,7 +29,8 @@ from pipeline import (
     similarity,
     training,
 )
-from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits, steps_per_epoch
+from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
+from pipeline.data.batches import Batch, Batches
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError

@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.data import Augmentation, Batch, Batches
+from pipeline.data import Augmentation
+from pipeline.data.batches import Batch, Batches
 from pipeline.models import NetworkInfo, Observer, Outputs, save_tensors, training_format
 from pipeline.registry import UserError
 

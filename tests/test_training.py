@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline import distillation, models, pruning, training
-from pipeline.data import DATASETS, Augmentation, Batches, Data, Normalisation
+from pipeline.data import DATASETS, Augmentation, Data, Normalisation
+from pipeline.data.batches import Batches
 from pipeline.registry import UserError
 from pipeline.training import Fit, learning_rate
 
