@@ -1,4 +1,4 @@
-"""The losses against slow loops and torchdistill, and the objective's window, teachers, audit and resume."""
+"""The losses against slow loops and torchdistill, and the objective's window, teachers, check and resume."""
 
 from __future__ import annotations
 
@@ -827,10 +827,10 @@ def train(objective, student, steps: range, total: int, optimizer=None):
 EVERYTHING = [name for name in LOSSES if name != "ce"]
 
 
-def test_every_loss_trains_in_one_objective_and_passes_the_audit():
+def test_every_loss_trains_in_one_objective_and_passes_the_check():
     objective, networks, student = make_objective(" + ".join(f"1e-3 {name}" for name in EVERYTHING))
     logs, _ = train(objective, student, range(25), 25)
-    objective.audit()
+    objective.check_progress()
     for loss, terms in logs:
         assert set(terms) == {*EVERYTHING, "teacher_accuracy"}
         assert loss == pytest.approx(sum(terms.values()) - terms["teacher_accuracy"], rel=1e-5)
@@ -939,20 +939,20 @@ def test_adapters_are_a_function_of_the_seed_and_leave_the_generator_alone():
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-def test_the_audit_names_a_term_that_is_always_zero():
+def test_the_check_names_a_term_that_is_always_zero():
     teacher = observed(Network(3, 0))
     objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
     training = make_training()
     objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
     for step in range(20):
-        objective.audit()  # too early to judge
+        objective.check_progress()  # too early to judge
         batch = make_batch(training, seed=step)
         objective(teacher(batch.images), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
-        objective.audit()
+        objective.check_progress()
 
 
-def test_the_audit_remembers_across_a_resume_and_judges_short_trainings_at_their_end():
+def test_the_check_remembers_across_a_resume_and_judges_short_trainings_at_their_end():
     teacher, training = observed(Network(3, 0)), make_training()
 
     def made():
@@ -968,12 +968,12 @@ def test_the_audit_remembers_across_a_resume_and_judges_short_trainings_at_their
         batch = make_batch(training, seed=step)
         objective(teacher(batch.images), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
-        objective.audit()
+        objective.check_progress()
     short = made()
     short(teacher(batch.images), batch, step=0, steps=1)
-    short.audit()
+    short.check_progress()
     with pytest.raises(UserError, match="'kd' was exactly zero in 1 steps"):
-        short.audit(steps=1)
+        short.check_progress(steps=1)
 
 
 def test_a_window_without_a_step_is_refused():
@@ -985,7 +985,7 @@ def test_a_window_without_a_step_is_refused():
 
 
 @pytest.mark.parametrize("broken", ["detached", "zero"])
-def test_the_audit_names_an_adapter_without_a_gradient(broken):
+def test_the_check_names_an_adapter_without_a_gradient(broken):
     objective, _, student = make_objective("fitnet")
     training = make_training()
     for step in range(20):
@@ -994,16 +994,16 @@ def test_the_audit_names_an_adapter_without_a_gradient(broken):
         if broken == "zero":
             (0 * loss).backward()
     with pytest.raises(UserError, match=r"'fitnet\.0\.(weight|bias)' received no gradient"):
-        objective.audit()
+        objective.check_progress()
 
 
 def test_a_teacher_that_was_not_drawn_yet_is_not_blamed():
     objective, _, student = make_objective("fitnet", teachers=3, ensemble="random")
     train(objective, student, range(40), 40)
-    objective.audit(steps=10)
+    objective.check_progress(steps=10)
     objective, _, student = make_objective("fitnet", teachers=3, window=(0.9, 1.0))
     train(objective, student, range(40), 100)
-    objective.audit(steps=10)
+    objective.check_progress(steps=10)
 
 
 def test_what_cannot_be_trained_is_refused():
