@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -1063,7 +1066,7 @@ def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
     cache.rows[0, 2, 1] = 0
     assert cache.get(0, ids) is None and torch.equal(cache.get(0, ids[:2]), logits[:2])
     assert cache.path.stat().st_blocks * 512 >= cache.rows.nbytes, "a full disk would end the process later"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "logits.npy"}
 
 
 def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
@@ -1072,7 +1075,55 @@ def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
     first, second = LogitsCache(path, **shape), LogitsCache(path, **shape)
     ids, logits = torch.arange(3), torch.randn(3, CLASSES)
     first.put(1, ids, logits)
-    assert torch.equal(second.get(1, ids), logits) and not list(tmp_path.glob("*.tmp"))
+    assert torch.equal(second.get(1, ids), logits) and {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        "logits.npy",
+    }
+
+
+FORK = multiprocessing.get_context("fork")  # what was put in the place of os.link holds in the child
+
+
+def make_cache(path, link):
+    os.link = link
+    LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+
+
+def test_what_a_killed_process_left_half_made_is_removed(tmp_path):
+    for name in ("logits.npy", "other.npy"):
+        maker = FORK.Process(target=make_cache, args=(tmp_path / name, lambda *_: os.kill(os.getpid(), signal.SIGKILL)))
+        maker.start()
+        maker.join(20)
+        assert maker.exitcode == -signal.SIGKILL
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".lock", f".{name}.{maker.pid}.aside"}, "the second removed what the first left"
+    (tmp_path / ".runs.csv.1.aside").touch()  # another's, who may be alive
+    LogitsCache(tmp_path / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".runs.csv.1.aside", "logits.npy"}
+
+
+def test_what_a_live_process_is_making_is_waited_for(tmp_path):
+    path = tmp_path / "logits.npy"
+    reached, go_on = FORK.Event(), FORK.Event()
+    real = os.link
+
+    def slowly(unfinished, target):
+        reached.set()
+        go_on.wait(20)
+        real(unfinished, target)
+
+    first = FORK.Process(target=make_cache, args=(path, slowly))
+    second = FORK.Process(target=make_cache, args=(path, real))
+    first.start()
+    assert reached.wait(20)
+    second.start()
+    second.join(0.5)
+    assert second.is_alive() and (tmp_path / f".{path.name}.{first.pid}.aside").exists() and not path.exists()
+    go_on.set()
+    for process in (first, second):
+        process.join(20)
+        assert process.exitcode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "logits.npy"}
 
 
 def test_a_cache_that_cannot_be_kept_is_named(tmp_path):

@@ -185,6 +185,21 @@ def test_the_checkpoint_itself_is_taken(checkpoint):
     )
 
 
+def test_the_checksum_is_over_all_that_is_said():
+    one = {"a": torch.ones(4), "b": torch.zeros(())}
+    others = [
+        {"a": torch.ones(4), "c": torch.zeros(())},
+        {"a": torch.ones(2, 2), "b": torch.zeros(())},
+        {"a": torch.ones(4).view(torch.int32), "b": torch.zeros(())},
+        {"a": torch.tensor([1.0, 1, 1, -1]), "b": torch.zeros(())},
+        {"a": torch.ones(4)},
+    ]
+    sums = [training._checksum(tensors, {"epoch": "1"}) for tensors in (one, *others)]
+    sums += [training._checksum(one, {"epoch": "2"}), training._checksum(one, {})]
+    assert len(set(sums)) == len(sums)
+    assert training._checksum(dict(reversed(one.items())), {"epoch": "1"}) == sums[0]
+
+
 def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(checkpoint):
     content, draw = checkpoint.content, random.Random(0)
     header = 8 + int.from_bytes(content[:8], "little")
