@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipeline.bias import Predictions
-from pipeline.data import Batches
+from pipeline.data.batches import Batches
 from pipeline.models import Observer, Outputs
 
 

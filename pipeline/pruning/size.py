@@ -41,7 +41,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Seconds per forward pass, medians over alternating runs, and ``ratio``: the median of pruned over dense in each
     pair.
 
@@ -105,7 +105,7 @@ def latency(
     batch_sizes: tuple[int, ...] = (1, 128),
     runs: int = 30,
     seconds: float = math.inf,
-) -> list[Latency]:
+) -> list[Timing]:
     """Times both networks in eval mode, turn by turn, so that whatever else the machine does falls on both.
 
     Args:
@@ -139,7 +139,7 @@ def latency(
                 pairs = pairs[3:]
                 low, ratio, high = statistics.quantiles([mine / base for mine, base in pairs], n=4)
                 mine, base = (statistics.median(column) for column in zip(*pairs, strict=True))
-                results.append(Latency(batch_size, mine, base, ratio, low, high))
+                results.append(Timing(batch_size, mine, base, ratio, low, high))
     finally:
         for module, mode in modes.items():
             module.training = mode
