@@ -21,6 +21,7 @@ from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo
 from pipeline.registry import UserError
 from pipeline.stages import load_network
+from pipeline.store import check_folder
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 # Of the largest logit. Folding reorders float32 sums, and another runtime has other kernels.
@@ -42,8 +43,11 @@ def export(folder: Path, output: Path, kind: str) -> float:
         The largest difference between its logits and the original's.
 
     Raises:
-        UserError: no network there, packages are missing, or the file does not repeat the original's logits.
+        UserError: no network there, a file that does not match its checksum, packages are missing, or the written file
+            does not repeat the original's logits.
     """
+    models.load_info(folder)  # says what folder is meant where this is none
+    check_folder(folder)
     stored = load_network(folder)
     shape = stored.info.input_shape
     batches = [torch.randn(size, *shape, generator=torch.Generator().manual_seed(size)) for size in CHECKED_BATCHES]

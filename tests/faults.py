@@ -249,15 +249,14 @@ class Trials:
 
     def _count_epochs(self, training) -> None:
         """Notes each epoch that is trained, in a file that a kill leaves."""
-        evaluate, notes = training.evaluate, self.folder / "epochs"
+        save, notes = training._save, self.folder / "epochs"
         notes.mkdir()
 
         def counted(*arguments):
-            descriptor = os.open(notes / f"{time.monotonic_ns()}", os.O_CREAT)
-            os.close(descriptor)
-            return evaluate(*arguments)
+            os.close(os.open(notes / f"{time.monotonic_ns()}", os.O_CREAT))
+            return save(*arguments)
 
-        training.evaluate = counted
+        training._save = counted
 
     def step(self, name: str, do, *, epochs: int = 0) -> None:
         """Tries every kill in one step, then takes it."""
