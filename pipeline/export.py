@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline import models, pruning
+from pipeline.files import written_aside
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo
 from pipeline.registry import UserError
@@ -54,10 +54,9 @@ def export(folder: Path, output: Path, kind: str) -> float:
     folded = fold_batchnorm(stored.network, batches[-1])
     description = json.dumps(asdict(stored.info) | {"folded": _folded(stored.network, folded)})
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind]
-    aside = output.with_name(f".{output.name}.{os.getpid()}.aside")
-    try:
+    error = scale = 0.0
+    with written_aside(output) as aside:
         read = write(folded, batches[-1], description, aside)
-        error = scale = 0.0
         with torch.no_grad():
             for images in batches:
                 expected = stored.network(images)
@@ -69,9 +68,6 @@ def export(folder: Path, output: Path, kind: str) -> float:
                 f"{folder}: as {kind} the logits differ by {error:.2g} (they go up to {scale:.3g}), so nothing was "
                 "written; try another --format"
             )
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
     return error
 
 
