@@ -385,7 +385,7 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[
 
 def save(folder: Path, network: nn.Module, info: NetworkInfo, masks: dict[str, Tensor] | None = None) -> None:
     """Writes ``model.json``, ``weights.safetensors`` and, where there are masks, ``masks.safetensors``."""
-    (folder / "model.json").write_text(json.dumps(asdict(info), indent=1) + "\n")
+    write_atomically(folder / "model.json", json.dumps(asdict(info), indent=1) + "\n")
     save_tensors(folder / "weights.safetensors", network.state_dict())
     if masks:
         save_tensors(folder / "masks.safetensors", masks)

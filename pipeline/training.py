@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.data import Augmentation
 from pipeline.data.batches import Batch, Batches
-from pipeline.files import DamagedFile
+from pipeline.files import DamagedFile, sha256_of
 from pipeline.models import NetworkInfo, Observer, Outputs, read_tensors, save_tensors, training_format
 from pipeline.registry import UserError
 
@@ -147,7 +147,7 @@ def fit(
 
     Raises:
         UserError: the loss is no longer finite, a window without a step, or a term that teaches nothing.
-        DamagedFile: the checkpoint is not one that this training wrote, whole and unchanged.
+        DamagedFile: the checkpoint, or weights that were kept before it, are not as this training wrote them.
     """
     device = train.device
     memory_format = training_format(network)
@@ -167,12 +167,12 @@ def fit(
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
     checkpoint = folder / CHECKPOINT
-    done, history = start_epoch, []
+    done, history, kept = start_epoch, [], {}
     if checkpoint.exists():
         epochs = range(start_epoch + 1, options.epochs + 1)
-        done, history = _restore(checkpoint, epochs, network, objective, optimizer, masker)
+        done, history, kept = _restore(checkpoint, epochs, keep_epochs, network, objective, optimizer, masker)
     elif 0 in keep_epochs:
-        save_tensors(folder / "epoch0.safetensors", network.state_dict())
+        kept |= _keep(folder, 0, network)
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
     if objective.teachers:
@@ -222,8 +222,8 @@ def fit(
         values = {"loss": means["loss"], "validation accuracy": accuracy, "images/s": speed}
         report((epoch + 1) * steps_per_epoch, steps, values)
         if epoch + 1 in keep_epochs:
-            save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
-        _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
+            kept |= _keep(folder, epoch + 1, network)
+        _save(checkpoint, epoch + 1, history, kept, network, objective, optimizer, masker)
     observer.close()
     return history, seconds
 
@@ -308,10 +308,18 @@ def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
+def _keep(folder: Path, epoch: int, network: nn.Module) -> dict[str, str]:
+    """Writes the weights after an epoch. Returns the file's sha256, by its name."""
+    path = folder / f"epoch{epoch}.safetensors"
+    save_tensors(path, network.state_dict())
+    return {path.name: sha256_of(path)}
+
+
 def _save(
     path: Path,
     epoch: int,
     history: list[dict[str, float]],
+    kept: dict[str, str],
     network: nn.Module,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -319,27 +327,33 @@ def _save(
 ) -> None:
     state = _state(network, objective, optimizer, masker)
     tensors = {name: value.detach().cpu() for name, value in state.items()}
-    metadata = {"epoch": str(epoch), "history": json.dumps(history)}
+    metadata = {"epoch": str(epoch), "history": json.dumps(history), "kept": json.dumps(kept)}
     save_tensors(path, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
 
 
 def _restore(
     path: Path,
     epochs: range,
+    keep_epochs: tuple[int, ...],
     network: nn.Module,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     masker: Masker | None,
-) -> tuple[int, list[dict[str, float]]]:
-    """Puts back what `_save` wrote after one of ``epochs`` (numbered from 1). Returns that epoch and the history.
+) -> tuple[int, list[dict[str, float]], dict[str, str]]:
+    """Puts back what `_save` wrote after one of ``epochs`` (numbered from 1).
+
+    Returns:
+        That epoch, the history, and the checksums of the weights that were kept until then.
 
     Raises:
-        DamagedFile: anything in it is not as this training wrote it; then nothing was changed.
+        DamagedFile: anything in it, or in those weights, is not as this training wrote it; then nothing was changed.
     """
     tensors, metadata = read_tensors(path)
     if metadata.pop("sha256", "") != _checksum(tensors, metadata):
         raise DamagedFile(path, "its content does not match its checksum")
     done, history = _progress(path, epochs, metadata)
+    early = [epoch for epoch in keep_epochs if epoch == 0 or epochs.start <= epoch <= done]
+    kept = _kept(path, early, metadata)
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "objective": {}, "optimizer": {}, "masks": {}}
     expected = _state(network, objective, optimizer, masker)
     for name in sorted(expected.keys() ^ tensors.keys()):
@@ -364,7 +378,7 @@ def _restore(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if masker is not None:
         masker.use(parts["masks"])
-    return done, history
+    return done, history, kept
 
 
 def _progress(path: Path, epochs: range, metadata: dict[str, str]) -> tuple[int, list[dict[str, float]]]:
@@ -386,3 +400,19 @@ def _progress(path: Path, epochs: range, metadata: dict[str, str]) -> tuple[int,
     if not whole:
         raise DamagedFile(path, f"its history is not one record for each of the epochs {epochs.start} to {done}")
     return done, history
+
+
+def _kept(path: Path, epochs: list[int], metadata: dict[str, str]) -> dict[str, str]:
+    """The checksums of the weights that were kept after ``epochs``; those files are beside the checkpoint and whole."""
+    try:
+        kept = json.loads(metadata.get("kept", ""))
+    except ValueError as error:
+        raise DamagedFile(path, f"its list of kept weights cannot be read: {error}") from None
+    names = [f"epoch{epoch}.safetensors" for epoch in epochs]  # never a name out of the file
+    if not isinstance(kept, dict) or kept.keys() != set(names):
+        raise DamagedFile(path, f"its list of kept weights is not that of the epochs {epochs}")
+    for name in names:
+        file = path.with_name(name)
+        if not file.is_file() or sha256_of(file) != kept[name]:
+            raise DamagedFile(file, f"missing, or not what was there when {path.name} was written")
+    return kept

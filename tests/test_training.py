@@ -29,7 +29,9 @@ def splits(tmp_path_factory):
 OPTIONS = Fit(epochs=3, batch_size=32, learning_rate=0.05, augmentation=Augmentation(1, True))
 
 
-def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, stop_after=None):
+def run(
+    splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, keep=(), stop_after=None
+):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
     network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
     normalisation = Normalisation.of(splits.train)
@@ -72,6 +74,7 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0)
         seed=(0, 0),
         folder=folder,
         masker=masker,
+        keep_epochs=keep,
         report=report,
     )
     return network, history, masker
@@ -136,10 +139,10 @@ class Checkpoint:
         self.reset()
 
     def state(self):
-        return {name: value.clone() for name, value in training._state(*self.arguments[2:]).items()}
+        return {name: value.clone() for name, value in training._state(*self.arguments[3:]).items()}
 
     def reset(self):
-        for name, value in training._state(*self.arguments[2:]).items():
+        for name, value in training._state(*self.arguments[3:]).items():
             value.copy_(self.before[name])
 
     def damage(self, content: bytes) -> str:
@@ -181,7 +184,7 @@ def test_the_checkpoint_itself_is_taken(checkpoint):
     parts = {name.split(".")[0] for name in checkpoint.after}
     assert parts == {"network", "objective", "optimizer", "masks"}
     assert len([name for name in checkpoint.after if name.startswith("optimizer.")]) == len(
-        [*checkpoint.arguments[2].parameters(), *checkpoint.arguments[3].parameters()]
+        [*checkpoint.arguments[3].parameters(), *checkpoint.arguments[4].parameters()]
     )
 
 
@@ -291,6 +294,39 @@ def test_a_history_that_cannot_be_is_noticed(checkpoint, history):
 def test_a_later_epoch_needs_a_longer_history(checkpoint):
     said = checkpoint.rewritten(lambda _, metadata: metadata.update(epoch="2"), sealed=True)
     assert "its history is not one record for each of the epochs 1 to 2" in said
+
+
+@pytest.mark.parametrize("kept", [None, "", "[]", "null", '{"epoch1.safetensors": ""}', '{"../x": ""}'])
+def test_a_list_of_kept_weights_that_cannot_be_is_noticed(checkpoint, kept):
+    def change(_, metadata):
+        metadata.pop("kept") if kept is None else metadata.update(kept=kept)
+
+    assert "its list of kept weights " in checkpoint.rewritten(change, sealed=True)
+
+
+@pytest.mark.parametrize("name", ["epoch0.safetensors", "epoch1.safetensors"])
+def test_weights_kept_before_an_interruption_are_checked(splits, tmp_path, name):
+    """The store takes the checksums of a stage's files at its end, too late for what was damaged on the way."""
+    keep = (0, 1, 3)
+    run(splits, tmp_path / "whole", keep=keep)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", keep=keep, stop_after=2)
+    path = tmp_path / "cut" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match=rf"{name}: damaged \(missing, or not what was there when") as error:
+            run(splits, tmp_path / "cut", keep=keep)
+        assert error.value.path == path
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", keep=keep, stop_after=3)
+    run(splits, tmp_path / "cut", keep=keep)
+    for epoch in keep:
+        whole, cut = (tmp_path / run / f"epoch{epoch}.safetensors" for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
 
 
 @pytest.mark.parametrize("optimizer,states", [("sgd", 1), ("adamw", 3)])
