@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from pipeline import comparison, efficiency
+from pipeline import efficiency, statistics
+from pipeline.table import measured
 
 Row = dict[str, Any]
+COMPARED = {"cev": "ratio", "sde": "ratio", "accuracy": "difference"}  # spread of the bias grows with its size
+PLACE = ("pruning", "sparsity_asked", "recovery")
 
 
 def write(
@@ -145,7 +148,14 @@ def summarise(
         "examples": audits[0][1]["examples"],
         "floor": floor,
         "lines": lines,
-        "comparisons": comparison.compare(runs),
+        "comparisons": statistics.compare(
+            [
+                measured("bias", name, run[name], **{key: run[key] for key in ("seed", *PLACE)})
+                for name in COMPARED
+                for run in runs
+            ],
+            COMPARED,
+        ),
     }
     summary["sentences"] = sentences(summary)
     return summary
@@ -199,7 +209,7 @@ def sentences(summary: Row) -> list[str]:
 def compared(comparisons: list[Row]) -> list[str]:
     """Which recoveries differ, in the order of the measures, and how many would seem to by chance."""
     said = []
-    for measure in comparison.MEASURES:
+    for measure in COMPARED:
         tested = [one for one in comparisons if one["measure"] == measure and one["p"] is not None]
         if not tested:
             continue

@@ -20,6 +20,9 @@ from pipeline.data.batches import Batch, Batches
 from pipeline.files import write_atomically
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
+from pipeline.predictions import Predictions
+from pipeline.predictions import load as load_predictions
+from pipeline.predictions import write as write_predictions
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 from pipeline.table import read_rows, write_rows
