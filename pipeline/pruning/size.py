@@ -56,6 +56,29 @@ class Latency:
     high: float
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """How a number of this module is shown; ``headline``: its place in the main tables, 0 for the full lists alone."""
+
+    title: str
+    short: str
+    unit: str
+    better: str = "lower"
+    headline: int = 0
+    digits: int | None = None
+
+
+QUANTITIES = {
+    "parameters": Quantity("Parameters that are not zero", "parameters", "parameters", digits=0),
+    "bytes": Quantity("Size of the file of weights", "bytes", "bytes", digits=0),
+    "macs_ratio": Quantity("MACs over the dense network's", "MACs", "ratio", headline=5, digits=2),
+    "latency_b1": Quantity("Latency over the dense network's, batch 1", "latency b1", "ratio", headline=6, digits=2),
+    "latency_b128": Quantity(
+        "Latency over the dense network's, batch 128", "latency b128", "ratio", headline=7, digits=2
+    ),
+}
+
+
 def count_macs(network: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates per image: half of the FLOPs that PyTorch's FlopCounterMode counts (matmul, convolution)."""
     with evaluating(network), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
