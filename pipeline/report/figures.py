@@ -13,7 +13,7 @@ from pipeline.files import written_aside
 from pipeline.report.catalogue import SUMMARY_LAYER, Shown
 from pipeline.report.tables import Network, Study
 from pipeline.report.words import name_of, number
-from pipeline.table import grouped
+from pipeline.table import grouped, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,8 +99,9 @@ def _scale(panel: Axes, values: Sequence[float]) -> None:
     else:
         panel.set_yscale("symlog", linthresh=max(min(sizes), 1e-6 * max(sizes)))
     panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
-    few = ticker.FuncFormatter(lambda value, _: number(value) if f"{value:e}"[0] in "25" else "")
     low, high = panel.get_ylim()
+    named = "2357" if low > 0 and high / low < 10 else "25"
+    few = ticker.FuncFormatter(lambda value, _: number(value) if f"{value:e}"[0] in named else "")
     panel.yaxis.set_minor_formatter(few if low > 0 and high / low < 300 else ticker.NullFormatter())
 
 
@@ -206,7 +207,7 @@ def _class_figure(pyplot, study: Study) -> Figure | None:
     """What each class's recall lost or gained: the share missed before less the share missed after."""
     cells: dict[str, dict[str, float]] = {}
     columns = ("pruning", "sparsity_asked", "recovery", "class")
-    for key, rows in grouped((row for row in study.rows if row["kind"] == "class"), *columns).items():
+    for key, rows in grouped(select(study.rows, kind="class", group=None), *columns).items():
         missed = {row["measure"]: row["value"] for row in rows}
         before, after = missed.get("fnr_reference"), missed.get("fnr")
         change = np.nan if before is None or after is None else 100 * (before - after)

@@ -18,7 +18,6 @@ from pipeline.table import RUN, Row, grouped, write_long, write_rows
 Title = tuple[str, float, str]  # pruning, sparsity asked, recovery
 DENSE: Title = ("dense", 0.0, "none")
 SPREAD = ("bias", "similarity")  # what is measured of every seed, so that its spread says something
-CLASS = ("support", "fpr_reference", "fnr_reference", "fpr", "fnr", "d_fpr", "d_fnr", "excess_accuracy_gap", "p_value")
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,10 @@ def gather(
     folders: Mapping[tuple, str],
 ) -> Study:
     """Sorts the rows; see `pipeline.report.write` for the arguments."""
-    shown = catalogue(rows)
+    whole = [row for row in rows if row.get("group") is None]  # those of groups are in rows.csv alone
+    shown = catalogue(whole)
     found: dict[Title, dict[int, Network]] = {title: {} for title in (DENSE, *(title for title, _ in audits))}
-    for row in rows:
+    for row in whole:
         if row["kind"] not in registered() or row.get("seed") is None:
             continue
         title, seed = tuple(row[key] for key in ("pruning", "sparsity_asked", "recovery")), row["seed"]
@@ -99,9 +99,9 @@ def gather(
         rows=list(rows),
         shown=shown,
         cells={title: list(networks.values()) for title, networks in found.items() if networks},
-        measured=grouped(rows, "pruning", "sparsity_asked", "recovery", "kind", "measure", "layer"),
+        measured=grouped(whole, "pruning", "sparsity_asked", "recovery", "kind", "measure", "layer"),
         audits=dict(audits),
-        floors=_floors(rows, shown),
+        floors=_floors(whole, shown),
     )
 
 
@@ -152,11 +152,17 @@ def run_rows(study: Study) -> list[Row]:
     first += dict.fromkeys(name for kind in ("size", "latency") for name in registered()[kind])
     present = dict.fromkeys(name for network in study.networks for name in network.values)
     others = [shown.measure for shown in study.shown if shown.measure in present and shown.measure not in first]
+    whole = {shown.measure for shown in study.shown if shown.digits == 0}
+
+    def value(network: Network, name: str) -> float | int | None:
+        found = network.values.get(name)
+        return int(found) if name in whole and found is not None and found == int(found) else found
+
     return [
         {"model" if column == "network" else column: value for column, value in network.run.items()}
-        | {name: network.values.get(name) for name in first}
+        | {name: value(network, name) for name in first}
         | {"folder": network.folder}
-        | {name: network.values.get(name) for name in others}
+        | {name: value(network, name) for name in others}
         for network in study.networks
     ]
 
@@ -255,54 +261,66 @@ def _line(study: Study, title: Title) -> dict[str, Any]:
 
 def main_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[str, Any]:
     """The result table as text, the floor last; ``page_only`` are the columns that a terminal has no room for."""
-    rows = []
-    for line in summary["lines"]:
-        cells = {
-            "pruning": line["pruning"],
-            "sparsity": "0" if line["pruning"] == "dense" else number(line["sparsity_reached"], decimals=3),
-            "recovery": line["recovery"],
-        }
-        for shown in headline:
-            name = shown.measure
-            cells[shown.short] = plus_minus(line[name], line.get(f"{name}_spread"), shown.digits)
-            if shown.compares:
-                excess, ends = line[f"{name}_excess"], line[f"{name}_interval"]
-                star = " *" if line[f"{name}_clear"] else ""
-                cells[_over(shown)] = "" if excess is None else number(excess) + star
-            if shown.compares and shown.corrected:
-                whole = f" ({span(*ends)})" if ends else ""
-                corrected = line[f"{name}_corrected"]
-                cells[_without_noise(shown)] = "" if corrected is None and not ends else number(corrected) + whole
-        rows.append(cells)
-    header = list(rows[0])
-    last = {"pruning": "floor (dense pairs)", "sparsity": "0", "recovery": "mean (97.5 %)"}
-    floors = {shown: floor for shown in headline if (floor := summary["floor"].get(shown.measure))}
-    for shown, floor in floors.items():
-        if "high" in floor:
-            bound = number(floor["high"]) if shown.better == "lower" else span(floor["low"], floor["high"])
-            last[shown.short] = f"{number(floor['mean'])} ({bound})"
-        else:
-            last[shown.short] = plus_minus(floor["mean"], floor["spread"], shown.digits)
-    rows += [last] if floors else []
+    header, page_only, floors = ["pruning", "sparsity", "recovery"], [], {}
+    rows = [
+        [
+            line["pruning"],
+            "0" if line["pruning"] == "dense" else number(line["sparsity_reached"], decimals=3),
+            line["recovery"],
+        ]
+        for line in summary["lines"]
+    ]
+    last = ["floor (dense pairs)", "0", "mean (97.5 %)"]
+    for shown in headline:
+        floor = floors[shown] = summary["floor"].get(shown.measure)
+        columns = {shown.short: lambda line, shown=shown: _value_text(line, shown)}
+        if shown.compares:
+            columns[f"{shown.short} over floor"] = lambda line, shown=shown: _excess_text(line, shown)
+        if shown.compares and shown.corrected:
+            page_only.append(len(header) + len(columns))
+            columns[f"{shown.short} without noise (95 %)"] = lambda line, shown=shown: _corrected_text(line, shown)
+        header += columns
+        for cells, line in zip(rows, summary["lines"], strict=True):
+            cells += [text_of(line) for text_of in columns.values()]
+        last += [_floor_text(floor, shown, brief=True), *[""] * (len(columns) - 1)]
     seeds = summary["lines"][0]["seeds"]
     spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
     title = f"{summary['study']}: {summary['lines'][0]['network']} on {summary['dataset']}, {counted_seeds(seeds)}"
     star = "* every network lies beyond the floor's 97.5 % quantile"
+    starred = any(floor for shown, floor in floors.items() if shown.compares)
     return {
         "title": f"{title}, {spread}",
-        "caption": "\n".join([*([star] if floors else []), *summary["notes"]]),
+        "caption": "\n".join([*([star] if starred else []), *summary["notes"]]),
         "header": header,
-        "rows": [[cells.get(name, "") for name in header] for cells in rows],
-        "page_only": [header.index(_without_noise(each)) for each in headline if each.compares and each.corrected],
+        "rows": [*rows, *([last] if any(floors.values()) else [])],
+        "page_only": page_only,
     }
 
 
-def _over(shown: Shown) -> str:
-    return f"{shown.short} over floor"
+def _value_text(line: Mapping[str, Any], shown: Shown) -> str:
+    return plus_minus(line[shown.measure], line.get(f"{shown.measure}_spread"), shown.digits)
 
 
-def _without_noise(shown: Shown) -> str:
-    return f"{shown.short} without noise (95 %)"
+def _excess_text(line: Mapping[str, Any], shown: Shown) -> str:
+    excess = line[f"{shown.measure}_excess"]
+    return "" if excess is None else number(excess) + " *" * bool(line[f"{shown.measure}_clear"])
+
+
+def _corrected_text(line: Mapping[str, Any], shown: Shown) -> str:
+    corrected, ends = line[f"{shown.measure}_corrected"], line[f"{shown.measure}_interval"]
+    if corrected is None and not ends:
+        return ""
+    return number(corrected) + (f" ({span(*ends)})" if ends else "")
+
+
+def _floor_text(floor: Mapping[str, Any] | None, shown: Shown, *, brief: bool = False) -> str:
+    """Mean with the ends of the dense pairs, when brief with the end that counts; or with their spread."""
+    if not floor:
+        return "" if brief else NOTHING
+    if "high" not in floor:
+        return plus_minus(floor["mean"], floor["spread"], shown.digits)
+    ends = number(floor["high"]) if brief and shown.better == "lower" else span(floor["low"], floor["high"])
+    return f"{number(floor['mean'])} ({ends})"
 
 
 def counted_seeds(seeds: int) -> str:
@@ -313,14 +331,18 @@ def counted_seeds(seeds: int) -> str:
 def full_list(study: Study, title: Title) -> list[dict[str, str]]:
     """Every measure of a cell as text: value, interval, unit, better, floor, and how it stands to the floor."""
     audit, found = study.audits.get(title, {"measures": {}}), []
+    layers: dict[tuple, list] = {}
+    for key in study.measured:
+        if key[:3] == title:
+            layers.setdefault(key[3:5], []).append(key[5])
     for shown in study.shown:
-        layers = [key[-1] for key in study.measured if key[:5] == (*title, shown.kind, shown.measure)]
-        for layer in layers:
+        for layer in layers.get((shown.kind, shown.measure), ()):
             rows = study.measured[(*title, shown.kind, shown.measure, layer)]
             seeds = [row for row in rows if row.get("seed") is not None]
             mean, spread = mean_and_spread([row["value"] for row in seeds])
+            # Without a row for all networks together, the interval of the only one that was measured.
             whole = study.whole(title, shown.kind, shown.measure, layer) or (seeds[0] if len(seeds) == 1 else {})
-            floor = study.floors.get((shown.measure, layer), {})
+            floor = study.floors.get((shown.measure, layer))
             beside = (audit["measures"].get(shown.measure) or {}).get("floor") or {}
             found.append(
                 {
@@ -331,15 +353,9 @@ def full_list(study: Study, title: Title) -> list[dict[str, str]]:
                     "interval": span(whole.get("low"), whole.get("high")) or NOTHING,
                     "unit": shown.unit,
                     "better": shown.better,
-                    "floor": _floor_text(floor, shown.digits),
+                    "floor": _floor_text(floor, shown),
                     "excess": number(beside.get("excess")) if floor else NOTHING,
                     "percentile": number(beside.get("percentile")) if floor else NOTHING,
                 }
             )
     return found
-
-
-def _floor_text(floor: Mapping[str, Any], digits: int | None) -> str:
-    if "high" in floor:
-        return f"{number(floor['mean'])} ({span(floor['low'], floor['high'])})"
-    return plus_minus(floor["mean"], floor["spread"], digits) if floor else NOTHING
