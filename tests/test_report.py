@@ -43,9 +43,8 @@ DECLARED = {
 }
 
 
-@pytest.fixture
-def registries(monkeypatch):
-    """Measures that say how they are shown, and a registry of similarities; what a test adds is gone after it."""
+def declare(monkeypatch):
+    """Measures that say how they are shown, and a registry of similarities; what is added to them is gone after it."""
     for name, declared in DECLARED.items():
         for key, value in declared.items():
             monkeypatch.setattr(MEASURES[name], key, value, raising=False)
@@ -59,6 +58,20 @@ def registries(monkeypatch):
 
     monkeypatch.setattr(catalogue, "SIMILARITIES", similarities)
     return SimpleNamespace(bias=MEASURES, similarity=similarities)
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    return declare(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study with all that a report can have, made once: the arguments, and what was written."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        declare(monkeypatch)
+        arguments = build(curves=CURVES)
+        return arguments, written(tmp_path_factory.mktemp("report") / "a", arguments)
 
 
 def predictions(seed, wrong, classes=CLASSES):
@@ -218,9 +231,8 @@ def test_fixed_digits_and_fewer():
     assert number(12345.678, decimals=1) == "12,345.7" and number(0.01234, 2) == "0.012" and number(None, 2) == "–"
 
 
-def test_wide_table_holds_the_long_one(registries, tmp_path):
-    arguments = build()
-    found = written(tmp_path / "a", arguments)
+def test_wide_table_holds_the_long_one(finished):
+    arguments, found = finished
     columns = list(found.runs[0])
     assert columns[:17] == [
         *("dataset", "model", "seed", "pruning", "sparsity_asked", "sparsity_reached", "recovery"),
@@ -249,9 +261,8 @@ def test_wide_table_holds_the_long_one(registries, tmp_path):
     assert [row["value"] for row in found.rows] == [row["value"] for row in arguments["rows"]]
 
 
-def test_main_table_and_summary(registries, tmp_path):
-    arguments = build()
-    found = written(tmp_path / "a", arguments)
+def test_main_table_and_summary(finished):
+    arguments, found = finished
     header, *body = found.summary["table"]["header"], *found.summary["table"]["rows"]
     assert header == [
         *("pruning", "sparsity", "recovery", "accuracy", "CEV", "CEV over floor", "CEV without noise (95 %)"),
@@ -291,11 +302,11 @@ def test_main_table_and_summary(registries, tmp_path):
     assert all(cells[4] in seen for cells in body) and "A mask saves no time" in seen
 
 
-def test_files_hold_the_audits(registries, tmp_path):
-    arguments = build()
-    found = written(tmp_path / "a", arguments)
+def test_files_hold_the_audits(finished):
+    arguments, found = finished
     rows = {
-        (r["pruning"], r["sparsity_asked"], r["recovery"], r["measure"]): r for r in table(tmp_path / "a/measures.csv")
+        (r["pruning"], r["sparsity_asked"], r["recovery"], r["measure"]): r
+        for r in table(found.folder / "measures.csv")
     }
     assert len(rows) == len(CELLS) * len(list(MEASURES))
     for (pruning, asked, recovery), audit in arguments["audits"]:
@@ -303,22 +314,21 @@ def test_files_hold_the_audits(registries, tmp_path):
             row = rows[pruning, str(asked), recovery, name]
             assert [row["value"], row["floor_mean"]] == [str(value["value"]), str(value["floor"]["mean"])]
             assert row["published"] == ("" if value["published"] is None else str(value["published"]))
-    classes = table(tmp_path / "a" / "per_class.csv")
+    classes = table(found.folder / "per_class.csv")
     assert [row["fnr"] for row in classes] == [
         str(r["fnr"]) for _, audit in arguments["audits"] for r in audit["per_class"]
     ]
-    correlations = table(tmp_path / "a" / "correlation.csv")
+    correlations = table(found.folder / "correlation.csv")
     assert len(correlations) == len(arguments["correlation"]) and correlations[-1]["high"] == ""
-    assert (tmp_path / "a" / "config.yaml").read_text() == "study: tiny\n"
+    assert (found.folder / "config.yaml").read_text() == "study: tiny\n"
     for name in ("bias", "classes", "similarity"):
-        with Image.open(tmp_path / "a" / f"{name}.png") as image:
+        with Image.open(found.folder / f"{name}.png") as image:
             assert min(image.size) > 200 and f'src="{name}.png"' in found.page
-    assert "http" not in found.page.replace("http-equiv", "") and "efficiency" not in found.page
+    assert "http" not in found.page.replace("http-equiv", "")
 
 
-def test_every_measure_of_every_cell_is_on_the_page(registries, tmp_path):
-    arguments = build()
-    found = written(tmp_path / "a", arguments)
+def test_every_measure_of_every_cell_is_on_the_page(finished):
+    arguments, found = finished
     cells = dict(re.findall(r"<details><summary>([^<]*)</summary>\s*<div(.*?)</details>", found.page, re.DOTALL))
     for title, audit in arguments["audits"]:
         name = f"{title[0]} {title[1]:g} " + ("without recovery" if title[2] == "none" else f"+ {title[2]}")
@@ -338,11 +348,11 @@ def test_every_measure_of_every_cell_is_on_the_page(registries, tmp_path):
         assert rows["Latency over the dense network's, batch 1"][:2] == ["0.90", "0.8 to 0.95"]
 
 
-def test_curves_are_drawn_and_listed(registries, tmp_path):
-    found = written(tmp_path / "a", build(curves=CURVES))
-    assert (tmp_path / "a" / "efficiency.png").stat().st_size > 1000 and "Does it pay?" in found.page
-    assert len(table(tmp_path / "a" / "efficiency.csv")) == 8
-    assert len(table(tmp_path / "a" / "speed_up.csv")) == len(COSTS)
+def test_curves_are_drawn_and_listed(finished):
+    _, found = finished
+    assert (found.folder / "efficiency.png").stat().st_size > 1000 and "Does it pay?" in found.page
+    assert len(table(found.folder / "efficiency.csv")) == 8
+    assert len(table(found.folder / "speed_up.csv")) == len(COSTS)
     assert any("has this speed-up over finetune" in sentence for sentence in found.summary["sentences"])
 
 
@@ -457,37 +467,35 @@ def test_a_measure_that_is_the_same_everywhere(registries, tmp_path, value):
     arguments["correlation"] = []
     found = written(tmp_path / "a", arguments)
     assert (tmp_path / "a" / "bias.png").stat().st_size > 1000 and not (tmp_path / "a" / "similarity.png").exists()
-    assert "similarity.png" not in found.page and "latency" not in found.summary["table"]["header"]
+    assert "similarity.png" not in found.page and "efficiency" not in found.page
+    assert "latency" not in found.summary["table"]["header"]
     if value is None:
         assert any(sentence.startswith("CEV: no pair of dense networks") for sentence in found.summary["sentences"])
     else:
         assert not any(line["cev_above"] for line in found.summary["lines"])
 
 
-def test_the_same_study_gives_the_same_bytes(registries, tmp_path):
+def test_the_same_study_gives_the_same_bytes(finished, registries, tmp_path):
     contents = []
-    for name in ("a", "b"):
-        folder = written(tmp_path / name, build(curves=CURVES)).folder
+    for folder in (finished[1].folder, written(tmp_path / "b", build(curves=CURVES)).folder):
         contents.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
     assert contents[0] == contents[1] and len(contents[0]) == 14 + 3 * (1 + len(CELLS))
 
 
-def test_events_are_those_of_the_input(registries, tmp_path):
-    arguments = build()
-    written(tmp_path / "a", arguments)
-    events = scalars(tmp_path / "a" / "tensorboard" / "dense" / "none" / "seed1")
+def test_events_are_those_of_the_input(finished):
+    events = scalars(finished[1].folder / "tensorboard" / "dense" / "none" / "seed1")
     assert events["training/ce"] == [(e, pytest.approx(1 / e)) for e in (1, 2, 3)] and "training/epoch" not in events
     assert events["result/cka"] == [(0, 1.0)] and events["result/sparsity_reached"] == [(0, 0.0)]
     assert "result/cev" not in events
 
 
-def test_printing_a_summary_loads_nothing_heavy(registries, tmp_path):
-    written(tmp_path / "a", build())
+def test_printing_a_summary_loads_nothing_heavy(finished):
+    summary = str(finished[1].folder / "summary.json")
     code = (
         "import json, sys\n"
         "from rich.console import Console\n"
         "from pipeline.report.terminal import terminal_table\n"
-        f"Console(width=200).print(terminal_table(json.loads(open({str(tmp_path / 'a' / 'summary.json')!r}).read())))\n"
+        f"Console(width=200).print(terminal_table(json.loads(open({summary!r}).read())))\n"
         "print([m for m in ('torch', 'numpy', 'scipy', 'matplotlib', 'jinja2', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run(

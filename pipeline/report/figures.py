@@ -17,6 +17,7 @@ from pipeline.table import grouped, select
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#9498a0")
@@ -89,8 +90,6 @@ def _drawn(shown: Shown) -> tuple[str, Callable[[Network], float | None]]:
 
 def _scale(panel: Axes, values: Sequence[float]) -> None:
     """A log axis where one can be: linear around 0 where values are 0 or negative, linear throughout if all are 0."""
-    from matplotlib import ticker
-
     sizes = [abs(value) for value in values if value]
     if not sizes:
         return
@@ -98,11 +97,18 @@ def _scale(panel: Axes, values: Sequence[float]) -> None:
         panel.set_yscale("log")
     else:
         panel.set_yscale("symlog", linthresh=max(min(sizes), 1e-6 * max(sizes)))
-    panel.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
-    low, high = panel.get_ylim()
+    _label(panel.yaxis)
+
+
+def _label(axis: Axis) -> None:
+    """Names powers of ten on a log axis and, where it spans few of them, some numbers between."""
+    from matplotlib import ticker
+
+    low, high = axis.get_view_interval()
     named = "2357" if low > 0 and high / low < 10 else "25"
     few = ticker.FuncFormatter(lambda value, _: number(value) if f"{value:e}"[0] in named else "")
-    panel.yaxis.set_minor_formatter(few if low > 0 and high / low < 300 else ticker.NullFormatter())
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: number(value)))
+    axis.set_minor_formatter(few if low > 0 and high / low < 300 else ticker.NullFormatter())
 
 
 def _bias_figure(pyplot, study: Study) -> Figure | None:
@@ -252,6 +258,7 @@ def _efficiency_figure(pyplot, places: efficiency.Places) -> Figure:
                 front = efficiency.pareto(curve.costs[cost].mean(0), curve.quality.mean(0))
                 panel.plot(*front, color=colour, lw=1.4, marker="o", ms=3, label=plain(curve.title))
             panel.set_xscale("log")
+            _label(panel.xaxis)
             if row == len(places) - 1:
                 panel.set_xlabel(costs[cost], fontsize=8)
     handles, labels = panels[0][0].get_legend_handles_labels()
