@@ -212,9 +212,7 @@ def finish(console: Console, store: Store, study: str, report: Named) -> int:
     return 0
 
 
-def look(
-    chosen: argparse.Namespace, console: Console, store: Store, study: str, stages: Sequence[Named]
-) -> int:
+def look(chosen: argparse.Namespace, console: Console, store: Store, study: str, stages: Sequence[Named]) -> int:
     """The verbs that compute nothing: plan and show."""
     from pipeline import publication
 

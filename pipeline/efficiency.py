@@ -215,29 +215,3 @@ def _range(row: dict[str, object]) -> str:
         return " (of means; in no seed do the curves overlap)"
     overlap = f"{row['seeds_that_overlap']} of {row['seeds']} seeds"
     return f" ({row['lowest']:.2f} to {row['highest']:.2f} in {overlap})"
-
-
-def figure(pyplot, places: Places, colours: Sequence[str]):
-    """Quality over each cost: a point per network, the Pareto curve of the means."""
-    drawn, panels = pyplot.subplots(
-        len(places), len(COSTS), figsize=(4 * len(COSTS), 2.9 * len(places) + 0.6), squeeze=False, sharey="row"
-    )
-    titles = list(dict.fromkeys(curve.title for *_, curves in places for curve in curves))
-    for row, (pruning, sparsity, curves) in enumerate(places):
-        panels[row][0].set_ylabel(f"{pruning} {sparsity:g}\nvalidation accuracy")
-        for panel, cost in zip(panels[row], COSTS, strict=True):
-            for curve in curves:
-                if not np.isfinite(curve.costs[cost]).all():
-                    continue
-                colour = colours[titles.index(curve.title) % len(colours)]
-                panel.scatter(curve.costs[cost], curve.quality, s=9, alpha=0.45, lw=0, color=colour)
-                front = pareto(curve.costs[cost].mean(0), curve.quality.mean(0))
-                panel.plot(*front, color=colour, lw=1.4, marker="o", ms=3, label=curve.title)
-            panel.set_xscale("log")
-            if row == len(places) - 1:
-                panel.set_xlabel(COSTS[cost], fontsize=8)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    columns = min(5, len(labels))
-    drawn.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, bbox_to_anchor=(0.5, -0.04))
-    drawn.tight_layout()
-    return drawn

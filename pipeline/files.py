@@ -23,7 +23,6 @@ class DamagedFile(UserError):
         self.path = path
 
 
-
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A path to write to; at the end its file is flushed to disk and takes the name ``path`` in one step.

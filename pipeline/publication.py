@@ -106,11 +106,11 @@ def show(published: Path, console, *, as_json: bool) -> None:
     Raises:
         UserError: there is none.
     """
-    from pipeline.report.terminal import table
+    from pipeline.report.terminal import terminal_table
 
     try:
         summary = json.loads((published / "summary.json").read_text(encoding="utf-8"))
-        printed = table(summary)
+        printed = terminal_table(summary)
         sentences = [str(sentence) for sentence in summary["sentences"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = "there is none yet" if isinstance(error, FileNotFoundError) else str(error)

@@ -72,11 +72,7 @@ class Manifest:
         """The first file that is missing or not what was written; None where all are whole."""
         for name, recorded in self.files.items():
             path = inside(folder, name, named_by=folder / MANIFEST)
-            if (
-                not path.is_file()
-                or path.stat().st_size != recorded["bytes"]
-                or sha256_of(path) != recorded["sha256"]
-            ):
+            if not path.is_file() or path.stat().st_size != recorded["bytes"] or sha256_of(path) != recorded["sha256"]:
                 return path
         return None
 
@@ -196,9 +192,7 @@ class Store:
         return folder
 
     @contextlib.contextmanager
-    def lock(
-        self, path: Path, waiting: Callable[[], None] = lambda: None, *, shared: bool = False
-    ) -> Iterator[None]:
+    def lock(self, path: Path, waiting: Callable[[], None] = lambda: None, *, shared: bool = False) -> Iterator[None]:
         """A kernel file lock: it is gone when its process is, however that ended.
 
         waiting: called before it waits for somebody else, who may have to be let go first: it may raise.
@@ -281,7 +275,9 @@ class Store:
             "label": stage.label(),
             "options": stage.options(),
             "inputs": inputs,
-            "files": {name: {"bytes": (work / name).stat().st_size, "sha256": sha256_of(work / name)} for name in files},
+            "files": {
+                name: {"bytes": (work / name).stat().st_size, "sha256": sha256_of(work / name)} for name in files
+            },
             "seconds": round(time.time() - started, 3),
             "resumed": resumed,  # then the seconds are those of the last part only
             **(facts or {}),

@@ -64,6 +64,7 @@ def test_imports_point_down(path):
     [
         *("pipeline.bias", "pipeline.data", "pipeline.audit", "pipeline.__main__", "pipeline.predictions"),
         *("pipeline.statistics", "pipeline.store", "pipeline.plans", "pipeline.executors", "pipeline.publication"),
+        "pipeline.report",
     ],
 )
 def test_measures_data_and_command_line_start_without_torch(module):

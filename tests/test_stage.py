@@ -336,7 +336,7 @@ def test_equal_options_give_equal_keys_and_others_do_not(first, second):
 def test_what_names_nothing_is_refused():
     for option in (math.nan, {1: "a"}, {1, 2}, object()):
         with pytest.raises((TypeError, ValueError)):
-            Nested(option).key
+            assert Nested(option).key
 
 
 def test_a_chain_longer_than_the_interpreters_stack():

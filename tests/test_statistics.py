@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.report import compared
 from pipeline.statistics import compare, correlate, holm, paired
 from pipeline.table import measured
 
@@ -124,19 +123,6 @@ def test_noise_is_called_a_difference_no_more_often_than_promised():
         assert len(rows) == len(list(combinations("abcde", 2)))
         wrong += any(row["p_corrected"] < 0.05 for row in rows)
     assert wrong <= 20  # 10 expected at most; 20 lies beyond three standard errors
-
-
-def test_the_sentences_say_what_stands_and_what_chance_would_give():
-    clear = study({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
-    said = compared(compare(clear, HOW))
-    assert said[0].startswith(
-        "At magnitude 0.9, the CEV of 'kd' is 0.1 times that of 'finetune' (95 % interval over 4 seeds"
-    )
-    assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
-    hidden = study({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
-    said = compared(compare(hidden, HOW))
-    assert said[0].startswith("CEV: the seeds' spread hides any difference")
-    assert compared(compare(study({"finetune": [1000.0], "kd": [100.0]}), HOW)) == []
 
 
 def test_every_measure_that_has_values_is_compared_and_nothing_else():

@@ -5,7 +5,7 @@ from pipeline.pruning.masker import Masker, rewind
 from pipeline.pruning.masks import apply_masks
 from pipeline.pruning.method import METHODS, Masks, Method, Pruned, check, prunable, prune
 from pipeline.pruning.schedules import SCHEDULES, Iterative, OneShot, Schedule
-from pipeline.pruning.size import Size, Timing, latency, measure
+from pipeline.pruning.size import Size, Timing, latency, latency_rows, measure, size_rows
 
 __all__ = [
     "METHODS",
@@ -22,9 +22,11 @@ __all__ = [
     "apply_masks",
     "check",
     "latency",
+    "latency_rows",
     "measure",
     "prunable",
     "prune",
     "replay",
     "rewind",
+    "size_rows",
 ]

@@ -17,9 +17,14 @@ from pipeline.models import Observer
 from pipeline.predictions import Predictions
 from pipeline.stage import Context, Stage
 from pipeline.stages.networks import Prune, Recover, Train, load_network, load_splits
-from pipeline.table import measured, write_long, write_rows
+from pipeline.table import measured, read_long, write_long, write_rows
 
 ROWS = "rows.csv"
+
+
+def _said(measure: type[bias.Measure] | similarity.SimilarityMeasure) -> dict[str, str]:
+    """The columns of a row that say how to read its value."""
+    return {"unit": measure.unit, "better": measure.better}
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,13 @@ class Floor(Stage):
     def run(self, folder: Path, context: Context) -> None:
         networks = [load_predictions(context, stage) for stage in self.networks]
         seeds = [stage.network.seed for stage in self.networks]
+        rows = [
+            measured("bias", name, value, seed=seed, **_said(bias.MEASURES[name]))
+            for seed, network in zip(seeds, networks, strict=True)
+            for name, value in bias.alone(network, measures=self.measures).items()
+        ]
         floor = bias.floor(networks, measures=self.measures, smoothing=self.smoothing)
-        rows = bias.alone_rows(networks, self.measures, seeds) + floor.long_rows(seeds)
-        write_long(folder / ROWS, rows)
+        write_long(folder / ROWS, rows + floor.long_rows(seeds))
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class Score(Stage):
         audit = bias.audit(
             references=[load_predictions(context, stage) for stage in self.references],
             candidates=[load_predictions(context, stage) for stage in self.candidates],
-            floor=bias.Floors.read(context.open(self.floor) / ROWS),
+            floor=bias.Floors.from_rows(read_long(context.open(self.floor) / ROWS)),
             measures=self.floor.measures,
             resamples=self.resamples,
             smoothing=self.floor.smoothing,
@@ -144,9 +153,8 @@ class Similarity(Stage):
         write_long(
             folder / ROWS,
             [
-                measured(kind, measure.name, value, layer=layer, reference_layer=layer, **seeds, **shown)
+                measured(kind, measure.name, value, layer=layer, reference_layer=layer, **seeds, **_said(measure))
                 for measure in self.measures
-                for shown in [{"unit": measure.unit, "better": measure.better}]
                 for layer, value in similarity.by_layer(measure, *found).items()
             ],
         )

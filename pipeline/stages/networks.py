@@ -20,9 +20,6 @@ from pipeline.data.batches import Batch, Batches
 from pipeline.files import write_atomically
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
-from pipeline.predictions import Predictions
-from pipeline.predictions import load as load_predictions
-from pipeline.predictions import write as write_predictions
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 from pipeline.table import read_rows, write_rows
@@ -307,7 +304,14 @@ class Recover(Stage):
         teachers = tuple(teacher.network for teacher in self.teachers or (self.dense,))
         try:
             check_objective(
-                self.dense.network, teachers, self.losses, self.window, self.fit, self.start_epoch, self.dense.data, data_root
+                self.dense.network,
+                teachers,
+                self.losses,
+                self.window,
+                self.fit,
+                self.start_epoch,
+                self.dense.data,
+                data_root,
             )
         except UserError as error:
             raise UserError(f"recoveries: '{self.title}': {error}") from None

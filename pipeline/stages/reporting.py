@@ -138,7 +138,7 @@ class Report(Stage):
         for stage in self.similar:
             found += read_long(context.open(stage) / ROWS)
         found += _like_itself(self.dense, self.cells[0].similarities[0].measures)
-        found += pruning.unchanged_latency_rows([stage.seed for stage in self.dense])
+        found += [row for stage in self.dense for row in pruning.latency_rows(None, stage.seed)]
         for stage in self.dense:
             found += _size(context, stage)[1]
         reached = dict.fromkeys([stage.seed for stage in self.dense], 0.0)
@@ -147,7 +147,7 @@ class Report(Stage):
     def _cell_rows(self, context: Context, cell: Cell) -> list[Row]:
         found, reached = _rows_of_cell(context, cell), {}
         if cell.latency is None:
-            found += pruning.unchanged_latency_rows([network.seed for network in cell.networks])
+            found += [row for network in cell.networks for row in pruning.latency_rows(None, network.seed)]
         for network in cell.networks:
             reached[network.seed], size = _size(context, network)
             found += size

@@ -1,0 +1,567 @@
+"""The report of a study: every number against the input by other code, new measures everywhere, names that bite."""
+
+import csv
+import html
+import itertools
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import bias, report
+from pipeline.bias import MEASURES, Measure, Predictions
+from pipeline.efficiency import COSTS, Curve
+from pipeline.registry import Registry
+from pipeline.report import catalogue, words
+from pipeline.report.figures import plain
+from pipeline.report.words import number
+from pipeline.statistics import compare
+from pipeline.table import measured, read_long, select
+
+SUMMARY = catalogue.SUMMARY_LAYER
+LAYERS = (SUMMARY, "block1", "embedding")
+CELLS = [
+    ("magnitude", 0.5, "none"),
+    ("magnitude", 0.9, "none"),
+    ("magnitude", 0.9, "finetune"),
+    ("channels", 0.9, "kd"),
+]
+CLASSES = ("cat", "dog", "bird", "fish")
+DENSE = ("dense", 0.0, "none")
+DECLARED = {
+    "accuracy": {"short": "accuracy", "headline": 1, "compares": False, "digits": 4}
+    | {"complement": "wrong predictions (%)", "comparison": "difference"},
+    "cev": {"short": "CEV", "headline": 2, "comparison": "ratio", "corrected": "cev_corrected"},
+    "sde": {"short": "SDE", "headline": 3, "comparison": "ratio", "corrected": "sde_corrected"},
+}
+
+
+def declare(monkeypatch):
+    """Measures that say how they are shown, and a registry of similarities; what is added to them is gone after it."""
+    for name, declared in DECLARED.items():
+        for key, value in declared.items():
+            monkeypatch.setattr(MEASURES[name], key, value, raising=False)
+    monkeypatch.setattr(MEASURES, "_classes", dict(MEASURES._classes))
+    similarities = Registry("similarity")
+
+    @similarities.register("cka")
+    @dataclass(frozen=True)
+    class LinearCka:
+        title, short, unit, better, headline, digits, itself = "Linear CKA", "CKA", "share", "higher", 4, 3, 1.0
+
+    monkeypatch.setattr(catalogue, "SIMILARITIES", similarities)
+    return SimpleNamespace(bias=MEASURES, similarity=similarities)
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    return declare(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study with all that a report can have, made once: the arguments, and what was written."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        declare(monkeypatch)
+        arguments = build(curves=CURVES)
+        return arguments, written(tmp_path_factory.mktemp("report") / "a", arguments)
+
+
+def predictions(seed, wrong, classes=CLASSES):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(240) % len(classes)
+    said = np.where(generator.random(240) < wrong, generator.integers(0, len(classes), 240), labels)
+    logits = generator.normal(size=(240, len(classes)))
+    logits[np.arange(240), said] += 5
+    return Predictions.from_logits(labels, logits, classes=classes)
+
+
+def audited(references, candidates):
+    return bias.audit(references=references, candidates=candidates, floor_references=references, resamples=100)
+
+
+def build(seeds=3, cells=CELLS, classes=CLASSES, similarities=("cka",), study="tiny", latency=True, curves=()):
+    """The arguments of ``write`` for a study of random predictions."""
+    generator = np.random.default_rng(0)
+    rows, histories, folders, audits = [], {}, {}, []
+    dense = [predictions(seed, 0.25, classes) for seed in range(seeds)]
+
+    def declared(name):
+        return {"unit": MEASURES[name].unit, "better": MEASURES[name].better}
+
+    def network(title, seed, itself):
+        pruning, asked, recovery = title
+        run = {"dataset": "noise", "network": "resnet8", "seed": seed, "pruning": pruning, "sparsity_asked": asked}
+        run |= {"sparsity_reached": asked + 0.001 * seed * (asked > 0), "recovery": recovery}
+        histories[*title, seed] = [{"epoch": float(e), "ce": 1 / e, "validation_accuracy": e / 5} for e in (1, 2, 3)]
+        folders[*title, seed] = f"store/network/{len(folders):020x}"
+        for name, value in (("parameters", 1000 * (1 - asked)), ("bytes", 4096), ("macs_ratio", 1 - asked / 2)):
+            rows.append(measured("size", name, value, **run))
+        for name, layer in itertools.product(similarities, LAYERS):
+            rows.append(measured("similarity", name, 1.0 if itself else generator.uniform(0.3, 1), layer=layer, **run))
+        if latency and (seed == 0 or itself):
+            for name in ("latency_b1", "latency_b128"):
+                ends = {} if itself else {"low": 0.8, "high": 0.95}
+                rows.append(measured("latency", name, 1.0 if itself else 0.9, **ends, **run))
+        return run
+
+    for seed in range(seeds):
+        run = network(DENSE, seed, itself=True)
+        right = float((dense[seed].predictions == dense[seed].labels).mean())
+        rows.append(measured("bias", "accuracy", right, **declared("accuracy"), **run))
+    for place, title in enumerate(cells):
+        candidates = [predictions(100 + 10 * place + seed, 0.3 + 0.04 * place, classes) for seed in range(seeds)]
+        audit = audited(dense, candidates).to_json()
+        audits.append((title, audit))
+        for seed in range(seeds):
+            run = network(title, seed, itself=False)
+            for name, value in audit["measures"].items():
+                if not MEASURES[name].over_trials:
+                    rows.append(measured("bias", name, value["trials"][seed], **declared(name), **run))
+        whole = run | {"seed": None, "sparsity_reached": None}
+        for name, value in audit["measures"].items():
+            low, high = value["interval"] or (None, None)
+            rows.append(measured("bias", name, value["value"], low=low, high=high, **declared(name), **whole))
+        for row in audit["per_class"]:
+            for key in row.keys() - {"class", "significant"}:
+                rows.append(measured("class", key, row[key], **{"class": row["class"]}, **whole))
+    for mine, other in itertools.permutations(range(seeds), 2):
+        run = rows[0] | {"seed": mine, "reference_seed": other, "kind": "floor"}
+        pair = bias.audit(references=dense[other], candidates=dense[mine], resamples=100)
+        for name, value in pair.measures.items():
+            rows.append(run | declared(name) | {"measure": name, "value": value.estimate})
+        for name, layer in itertools.product(similarities, LAYERS):
+            value = 0.7 + 0.1 * mine + 0.01 * other
+            rows.append(run | {"measure": name, "layer": layer, "value": value})
+    for name, floor in (audits[0][1]["floor"] or {}).items():
+        if name != "networks":
+            ends = {"value": floor["mean"], "low": floor["low"], "high": floor["high"]}
+            rows.append(rows[0] | {"kind": "floor", "seed": None, "measure": name} | ends)
+    correlation = [
+        {"similarity": name, "layer": layer, "measure": measure, "statistic": "pearson", "value": -0.5, "low": -0.7}
+        | {"high": float("nan") if layer == "embedding" else -0.25, "p": 0.01, "n": 12, "left_out": 0}
+        for name, layer, measure in itertools.product(similarities, LAYERS, audits[0][1]["measures"])
+    ]
+    return {
+        "study": study,
+        "rows": rows,
+        "histories": histories,
+        "audits": audits,
+        "correlation": correlation,
+        "curves": curves,
+        "configuration": f"study: {study}\n",
+        "counted": {"weights of convolutions": [title[0] for title in cells]},
+        "folders": folders,
+    }
+
+
+def written(folder, arguments):
+    folder.mkdir()
+    report.write(folder, **arguments)
+    return SimpleNamespace(
+        folder=folder,
+        page=(folder / "index.html").read_text(),
+        summary=json.loads((folder / "summary.json").read_text()),
+        runs=table(folder / "runs.csv"),
+        rows=read_long(folder / "rows.csv"),
+    )
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def text_of(page):
+    """The tables of a page: rows of cells as a reader sees them."""
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", page, re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)] for row in rows]
+
+
+def printed(summary):
+    from rich.console import Console
+
+    console = Console(width=250)
+    with console.capture() as capture:
+        console.print(report.terminal_table(summary))
+    return capture.get()
+
+
+def scalars(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+CURVES = [
+    ("magnitude", 0.9, [
+        Curve(title, taught, (0, 1), (1, 2), np.array([[0.5, 0.7], [0.55, 0.72]]) + 0.02 * taught,
+              dict.fromkeys(COSTS, np.array([[1.0, 2.0], [1.0, 2.0]])))
+        for title, taught in (("finetune", False), ("kd", True))
+    ])
+]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    "value,text",
+    [
+        *((0, "0"), (-0.0, "0"), (1, "1"), (0.95871, "0.959"), (33.29, "33.3"), (-4.5678, "-4.57")),
+        *((99.96, "100"), (3264.49, "3,264"), (999_999.4, "999,999"), (999_999.6, "1.0e6"), (1.25e12, "1.2e12")),
+        *((-2.5e7, "-2.5e7"), (1.2e-5, "1.2e-05"), (0.0001, "0.0001"), (None, "–"), (float("nan"), "–")),
+        (float("inf"), "–"),
+    ],
+)
+def test_one_format_of_numbers(value, text):
+    assert number(value) == text
+
+
+def test_fixed_digits_and_fewer():
+    assert number(0.95, decimals=4) == "0.9500" and number(-0.00001, decimals=2) == "0.00"
+    assert number(12345.678, decimals=1) == "12,345.7" and number(0.01234, 2) == "0.012" and number(None, 2) == "–"
+
+
+def test_wide_table_holds_the_long_one(finished):
+    arguments, found = finished
+    columns = list(found.runs[0])
+    assert columns[:17] == [
+        *("dataset", "model", "seed", "pruning", "sparsity_asked", "sparsity_reached", "recovery"),
+        *("accuracy", "cev", "sde", "cka", "parameters", "bytes", "macs_ratio", "latency_b1", "latency_b128", "folder"),
+    ]
+    per_network = {name for name in MEASURES if not MEASURES[name].over_trials}
+    assert set(columns[17:]) == per_network - {"accuracy", "cev", "sde"}
+    assert [(run["pruning"], run["sparsity_asked"], run["recovery"], run["seed"]) for run in found.runs] == [
+        (pruning, str(asked), recovery, str(seed)) for pruning, asked, recovery in (DENSE, *CELLS) for seed in range(3)
+    ]
+    cells = 0
+    for run in found.runs:
+        title = run["pruning"], float(run["sparsity_asked"]), run["recovery"]
+        assert run["folder"] == arguments["folders"][*title, int(run["seed"])]
+        for name in (*per_network, "cka", "parameters", "bytes", "macs_ratio", "latency_b1", "latency_b128"):
+            (value,) = [
+                row["value"]
+                for row in arguments["rows"]
+                if (row["pruning"], row["sparsity_asked"], row["recovery"], row["seed"]) == (*title, int(run["seed"]))
+                and (row["measure"], row["kind"] != "floor") == (name, True)
+                and row.get("layer") in (None, SUMMARY)
+            ] or [None]
+            assert run[name] == "" if value is None else float(run[name]) == value
+            cells += value is not None
+    assert cells > 200 and found.runs[0]["bytes"] == "4096"
+    assert [row["value"] for row in found.rows] == [row["value"] for row in arguments["rows"]]
+
+
+def test_main_table_and_summary(finished):
+    arguments, found = finished
+    header, *body = found.summary["table"]["header"], *found.summary["table"]["rows"]
+    assert header == [
+        *("pruning", "sparsity", "recovery", "accuracy", "CEV", "CEV over floor", "CEV without noise (95 %)"),
+        *("SDE", "SDE over floor", "SDE without noise (95 %)", "CKA", "MACs", "latency b1", "latency b128"),
+    ]
+    assert len(body) == 1 + len(CELLS) + 1 and body[-1][0] == "floor (dense pairs)"
+    assert text_of(found.page)[: len(body) + 1] == [header, *body]
+    for cells, line, (title, audit) in zip(body[1:], found.summary["lines"][1:], arguments["audits"], strict=False):
+        shown = dict(zip(header, cells, strict=True))
+        assert (shown["pruning"], shown["recovery"]) == (title[0], title[2])
+        cev = np.array([trial["cev"] for trial in audit["trials"]])
+        right = np.array([trial["accuracy"] for trial in audit["trials"]])
+        assert shown["accuracy"] == f"{right.mean():.4f} ± {right.std(ddof=1):.4f}"
+        assert shown["CEV"] == f"{number(cev.mean())} ± {number(cev.std(ddof=1))}"
+        assert line["cev"] == pytest.approx(cev.mean()) and line["cev_spread"] == pytest.approx(cev.std(ddof=1))
+        floor = audit["floor"]["cev"]
+        assert line["cev_excess"] == pytest.approx(cev.mean() - floor["mean"])
+        assert line["cev_clear"] == (cev > floor["high"]).all() and line["cev_above"] == (cev > floor["high"]).sum()
+        assert shown["CEV over floor"] == number(line["cev_excess"]) + " *" * line["cev_clear"]
+        assert line["cev_interval"] == audit["cev_interval"] and line["classes_used"] == audit["classes_used"]
+        assert line["cev_corrected"] == audit["measures"]["cev_corrected"]["value"]
+        low, high = audit["cev_interval"]
+        assert shown["CEV without noise (95 %)"].endswith(f"({number(low)} to {number(high)})")
+        assert shown["MACs"] == f"{1 - title[1] / 2:.2f}" and shown["latency b1"] == "0.90"
+    assert found.summary["lines"][0]["cev"] is found.summary["lines"][0]["cka"] is None
+    floor = arguments["audits"][0][1]["floor"]["sde"]
+    assert found.summary["floor"]["sde"] == {key: floor[key] for key in ("mean", "low", "high", "pairs")}
+    like = [0.7 + 0.1 * mine + 0.01 * other for mine, other in itertools.permutations(range(3), 2)]
+    assert found.summary["floor"]["cka"] == pytest.approx(
+        {"mean": np.mean(like), "spread": np.std(like, ddof=1), "pairs": 6}
+    )
+    assert {"study", "dataset", "classes", "examples", "floor", "lines", "comparisons", "notes", "sentences"} <= set(
+        found.summary
+    )
+    seen = printed(found.summary)
+    assert "tiny: resnet8 on noise, 3 seeds, mean ± standard deviation over seeds" in seen and "without" not in seen
+    assert all(cells[4] in seen for cells in body) and "A mask saves no time" in seen
+
+
+def test_files_hold_the_audits(finished):
+    arguments, found = finished
+    rows = {
+        (r["pruning"], r["sparsity_asked"], r["recovery"], r["measure"]): r
+        for r in table(found.folder / "measures.csv")
+    }
+    assert len(rows) == len(CELLS) * len(list(MEASURES))
+    for (pruning, asked, recovery), audit in arguments["audits"]:
+        for name, value in audit["measures"].items():
+            row = rows[pruning, str(asked), recovery, name]
+            assert [row["value"], row["floor_mean"]] == [str(value["value"]), str(value["floor"]["mean"])]
+            assert row["published"] == ("" if value["published"] is None else str(value["published"]))
+    classes = table(found.folder / "per_class.csv")
+    assert [row["fnr"] for row in classes] == [
+        str(r["fnr"]) for _, audit in arguments["audits"] for r in audit["per_class"]
+    ]
+    correlations = table(found.folder / "correlation.csv")
+    assert len(correlations) == len(arguments["correlation"]) and correlations[-1]["high"] == ""
+    assert (found.folder / "config.yaml").read_text() == "study: tiny\n"
+    for name in ("bias", "classes", "similarity"):
+        with Image.open(found.folder / f"{name}.png") as image:
+            assert min(image.size) > 200 and f'src="{name}.png"' in found.page
+    assert "http" not in found.page.replace("http-equiv", "")
+
+
+def test_every_measure_of_every_cell_is_on_the_page(finished):
+    arguments, found = finished
+    cells = dict(re.findall(r"<details><summary>([^<]*)</summary>\s*<div(.*?)</details>", found.page, re.DOTALL))
+    for title, audit in arguments["audits"]:
+        name = f"{title[0]} {title[1]:g} " + ("without recovery" if title[2] == "none" else f"+ {title[2]}")
+        rows = {row[0]: row[1:] for row in text_of(cells[name])}
+        for measure, value in audit["measures"].items():
+            shown = rows[MEASURES[measure].title]
+            decimals = 4 if measure == "accuracy" else None
+            assert shown[0].split(" ± ")[0] == number(value["value"], decimals=decimals)
+            assert shown[1] == " to ".join(number(end) for end in value["interval"])
+            assert shown[2:4] == [value["unit"], value["better"]]
+            if measure not in ("accuracy",):
+                assert shown[4].startswith(number(value["floor"]["mean"]) + " (")
+                assert shown[5:] == [number(value["floor"]["excess"]), number(value["floor"]["percentile"])]
+            else:
+                assert shown[4:] == ["–"] * 3
+        assert {f"Linear CKA, {layer}" for layer in LAYERS} <= set(rows)
+        assert rows["Latency over the dense network's, batch 1"][:2] == ["0.90", "0.8 to 0.95"]
+
+
+def test_curves_are_drawn_and_listed(finished):
+    _, found = finished
+    assert (found.folder / "efficiency.png").stat().st_size > 1000 and "Does it pay?" in found.page
+    assert len(table(found.folder / "efficiency.csv")) == 8
+    assert len(table(found.folder / "speed_up.csv")) == len(COSTS)
+    assert any("has this speed-up over finetune" in sentence for sentence in found.summary["sentences"])
+
+
+# ---------------------------------------------------------------------------------------------- new measures
+
+
+def test_a_new_measure_stands_everywhere(registries, tmp_path):
+    @registries.bias.register("lost_share")
+    @dataclass(frozen=True)
+    class LostShare(Measure):
+        title, short, source, equation = "Share of right answers lost", "lost", "here", "1/N Σ [right, then wrong]"
+        unit, better, headline, comparison = "share", "lower", 9, "ratio"
+
+        def counts(self, pair):
+            labels = pair.labels
+            return {"lost": (pair.reference.predictions == labels) & (pair.candidate.predictions != labels)}
+
+        def value(self, sums):
+            return (sums["lost"] / sums["examples"])[..., 0]
+
+    @registries.similarity.register("overlap")
+    @dataclass(frozen=True)
+    class Overlap:
+        title, short, unit, better, headline, itself = "Overlap of neighbours", "overlap", "share", "higher", 10, 1.0
+
+    @registries.bias.register("quiet")
+    @dataclass(frozen=True)
+    class Quiet(LostShare):
+        title, headline = "Nobody's headline", 0
+
+    arguments = build(similarities=("cka", "overlap"))
+    found = written(tmp_path / "a", arguments)
+    lost = {row["seed"]: row["value"] for row in select(arguments["rows"], measure="lost_share", recovery="finetune")}
+    for name in ("lost_share", "overlap", "quiet"):
+        assert len(select(found.rows, measure=name, recovery="finetune")) >= 3
+        assert name in found.runs[0]
+    assert "lost" in found.summary["table"]["header"] and "overlap" in found.summary["table"]["header"]
+    assert "lost over floor" in found.summary["table"]["header"] and "lost" in printed(found.summary)
+    for title in ("Share of right answers lost", f"Overlap of neighbours, {SUMMARY}", "Nobody&#39;s headline"):
+        assert title in found.page
+    events = scalars(tmp_path / "a" / "tensorboard" / "magnitude 0.9" / "finetune" / "seed2")
+    assert events["result/lost_share"] == [(0, pytest.approx(lost[2]))]
+    assert {"result/overlap", "result/quiet", "result/cka", "result/cev"} <= set(events)
+    assert any(sentence.startswith("lost: dense networks") for sentence in found.summary["sentences"])
+    assert {row["measure"] for row in table(tmp_path / "a" / "measures.csv")} >= {"lost_share", "quiet"}
+    assert ["overlap, " + SUMMARY, "lost"] in [row[:2] for row in text_of(found.page)]
+
+
+def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path):
+    arguments = build(seeds=2)
+    for row in [row for row in arguments["rows"] if row["kind"] == "size" and row["measure"] == "bytes"]:
+        arguments["rows"].append(row | {"kind": "bias", "measure": "foreign", "unit": "quarks", "better": "near 1"})
+        arguments["rows"].append(row | {"measure": "energy", "value": 3.25, "unit": "joule"})
+    found = written(tmp_path / "a", arguments)
+    assert found.runs[3]["foreign"] == "4096.0" and found.runs[3]["energy"] == "3.25"
+    assert ["foreign", "4,096 ± 0", "–", "quarks", "near 1", "–", "–", "–"] in text_of(found.page)
+    assert scalars(tmp_path / "a" / "tensorboard" / "dense" / "none" / "seed0")["result/energy"] == [(0, 3.25)]
+
+
+# ---------------------------------------------------------------------------------------------- names and gaps
+
+
+def test_hostile_names_stay_text(registries, tmp_path):
+    bad = "<script>alert(1)</script>"
+    cells = [("magnitude", 0.9, bad), ("$\\frac{", 0.9, "../../$x$ [red]"), ("_low\n\t", 0.5, "..")]
+    classes = (bad, "$a$ & <b>", "_x", "ü" * 300)
+    found = written(tmp_path / "a", build(cells=cells, classes=classes, study=bad))
+    assert "<script" not in found.page and html.escape(bad) in found.page
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+    files = sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file())
+    events = [path for path in files if path.name == "events.out.tfevents"]
+    assert len(events) == 3 * 4 and all(path.is_relative_to(tmp_path / "a" / "tensorboard") for path in events)
+    assert len({path.parts for path in events}) == 12
+    assert "[red]" in printed(found.summary) and bad in printed(found.summary)
+    assert plain("$x$") == r"\$x\$" and plain("_x") == " _x" and len(plain("u" * 99)) == 40
+
+
+def test_an_audit_page_is_built_from_the_same_frame(registries):
+    from pipeline import audit
+
+    classes = ("<script>alert(1)</script>", "<b>", "c", "d")
+    result = audited([predictions(0, 0.3, classes)], [predictions(1, 0.4, classes)])
+    page = audit.page(result, "<script>alert(2)</script>")
+    assert "<script>alert" not in page and page.count("<script>") == 1 and page.count('<circle class="c') == 4
+    rows = [row for row in text_of(page) if row and row[0] in classes]
+    assert len(rows) == 4
+    for row, known in zip(rows, sorted(result.per_class, key=lambda row: -row["excess_accuracy_gap"]), strict=True):
+        assert row[0] == known["class"] and row[1] == str(known["support"])
+        assert row[2:5] == [number(known[key]) for key in ("fnr_reference", "fnr", "d_fnr")]
+
+
+def test_one_seed_has_no_floor(registries, tmp_path):
+    found = written(tmp_path / "a", build(seeds=1))
+    assert found.summary["sentences"][0].startswith("With one seed there is no floor: two equally good dense")
+    assert "no CEV or SDE here can be read" in found.page and "Run at least three seeds" in found.page
+    assert found.summary["floor"] == {"cev": None, "sde": None, "cka": None}
+    assert found.summary["table"]["rows"][-1][0] != "floor (dense pairs)" and "±" not in printed(found.summary)
+    assert all(line["cev_clear"] is line["cev_spread"] is None for line in found.summary["lines"])
+
+
+def test_two_seeds_are_no_floor_to_rely_on(registries, tmp_path):
+    found = written(tmp_path / "a", build(seeds=2))
+    assert "this is the floor" in found.page and "no floor to rely on" in found.page
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0, None])
+def test_a_measure_that_is_the_same_everywhere(registries, tmp_path, value):
+    arguments = build(latency=False, similarities=())
+    for row in arguments["rows"]:
+        if row["measure"] in ("cev", "sde"):
+            row |= {"value": value, "low": value, "high": value}
+    arguments["correlation"] = []
+    found = written(tmp_path / "a", arguments)
+    assert (tmp_path / "a" / "bias.png").stat().st_size > 1000 and not (tmp_path / "a" / "similarity.png").exists()
+    assert "similarity.png" not in found.page and "efficiency" not in found.page
+    assert "latency" not in found.summary["table"]["header"]
+    if value is None:
+        assert any(sentence.startswith("CEV: no pair of dense networks") for sentence in found.summary["sentences"])
+    else:
+        assert not any(line["cev_above"] for line in found.summary["lines"])
+
+
+def test_the_same_study_gives_the_same_bytes(finished, registries, tmp_path):
+    contents = []
+    for folder in (finished[1].folder, written(tmp_path / "b", build(curves=CURVES)).folder):
+        contents.append({str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()})
+    assert contents[0] == contents[1] and len(contents[0]) == 14 + 3 * (1 + len(CELLS))
+
+
+def test_events_are_those_of_the_input(finished):
+    events = scalars(finished[1].folder / "tensorboard" / "dense" / "none" / "seed1")
+    assert events["training/ce"] == [(e, pytest.approx(1 / e)) for e in (1, 2, 3)] and "training/epoch" not in events
+    assert events["result/cka"] == [(0, 1.0)] and events["result/sparsity_reached"] == [(0, 0.0)]
+    assert "result/cev" not in events
+
+
+def test_printing_a_summary_loads_nothing_heavy(finished):
+    summary = str(finished[1].folder / "summary.json")
+    code = (
+        "import json, sys\n"
+        "from rich.console import Console\n"
+        "from pipeline.report.terminal import terminal_table\n"
+        f"Console(width=200).print(terminal_table(json.loads(open({summary!r}).read())))\n"
+        "print([m for m in ('torch', 'numpy', 'scipy', 'matplotlib', 'jinja2', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.splitlines()[-1] == "[]" and "floor (dense pairs)" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- words
+
+
+def summary_of(values, floor, better="lower"):
+    """One headline measure m, by cell and seed; the floor's ends."""
+    lines = [
+        {"pruning": "dense", "sparsity_asked": 0.0, "recovery": "none", "seeds": 3, "classes_used": None, "m": None}
+    ]
+    for name, seeds in values.items():
+        past = sum(floor is not None and words.beyond(value, floor, better) for value in seeds)
+        lines.append({"pruning": "magnitude", "sparsity_asked": 0.9, "recovery": name, "seeds": len(seeds)})
+        lines[-1] |= {"classes_used": 4, "m": None if None in seeds else 1.0, "m_above": past}
+        lines[-1] |= {"m_clear": past == len(seeds)}
+    return {"floor": {"m": floor}, "lines": lines, "classes": 4, "comparisons": []}
+
+
+@pytest.mark.parametrize(
+    "better,where,past", [("lower", "above", 9), ("higher", "below", 0), ("near 1", "outside of", 9)]
+)
+def test_each_headline_measure_gets_its_sentences(better, where, past):
+    shown = catalogue.Shown("bias", "m", "A measure", "M", "", better, headline=1, compares=True)
+    floor = {"mean": 2.0, "low": 1.0, "high": 3.0, "pairs": 6}
+    values = {"clear": [past] * 3, "mixed": [past, 2, 2], "inside": [2, 1, 3], "gone": [None] * 3}
+    assert words.sentences(summary_of(values, floor, better), [shown]) == [
+        "M: dense networks that differ only in their seed already show 2 against each other (1 to 3, 6 ordered pairs "
+        "of 3 networks): this is the floor.",
+        f"M {where} the floor in every seed: magnitude 0.9 + clear.",
+        f"M {where} the floor in some seeds only: magnitude 0.9 + mixed (1 of 3).",
+        "M not distinguishable from a change of seed: magnitude 0.9 + inside.",
+        "M has no value: magnitude 0.9 + gone.",
+    ]
+
+
+def test_classes_left_out_are_said():
+    summary = summary_of({"kd": [2, 2, 2]}, None)
+    summary["lines"][1]["classes_used"] = 2
+    assert "down to 2 of 4 classes are used in every seed" in words.sentences(summary, [])[0]
+
+
+def study(values):
+    """Rows of runs; ``values``: recovery -> CEV per seed."""
+    return [
+        {"pruning": "magnitude", "sparsity_asked": 0.9, "recovery": recovery, "seed": seed}
+        | {"cev": cev, "sde": cev**0.5, "accuracy": 0.9 + 0.001 * seed * len(recovery)}
+        for recovery, cevs in values.items()
+        for seed, cev in enumerate(cevs)
+    ]
+
+
+def test_the_sentences_say_what_stands_and_what_chance_would_give():
+    names = {"cev": "CEV", "sde": "SDE", "accuracy": "accuracy"}
+    clear = study({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
+    said = words.compared(compare(clear), names)
+    assert said[0].startswith(
+        "At magnitude 0.9, the CEV of 'kd' is 0.1 times that of 'finetune' (95 % interval over 4 seeds"
+    )
+    assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
+    hidden = study({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
+    said = words.compared(compare(hidden), names)
+    assert said[0].startswith("CEV: the seeds' spread hides any difference")
+    assert words.compared(compare(study({"finetune": [1000.0], "kd": [100.0]})), names) == []
