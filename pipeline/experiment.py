@@ -50,8 +50,7 @@ SECTIONS = {
     "pruning_examples": "training examples that data-driven pruning criteria look at",
     "device": "auto, cpu or cuda",
     "workers": "stages at a time (0: one per core, one on a GPU)",
-    "threads": "of the processor for each stage; sums in another order round otherwise, so each number names results of "
-    "its own",
+    "threads": "of the processor for each stage; more than 1 name results of their own, since sums round otherwise",
 }
 # Keys that say where and with what a study runs, not what it is.
 EXECUTION = ("device", "workers")

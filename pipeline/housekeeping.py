@@ -48,7 +48,7 @@ def unnamed(store: Store, targets: Iterable[Stage]) -> list[Unnamed]:
 
 
 def delete(store: Store, row: Unnamed) -> None:
-    """Deletes what was found; the caller holds ``store.computing`` alone. A kill leaves no half of a finished folder."""
+    """Deletes what was found, with ``store.computing`` held; a kill leaves no half of a finished folder."""
     finished, gone = (store.root / "store" / row.kind / name for name in (row.key, f"{row.key}.old"))
     if finished in row.entries:
         remove(gone)

@@ -1,4 +1,4 @@
-"""A stage is a frozen dataclass that names one call: its key is a hash of that value, its inputs are the stages in it."""
+"""A stage is a frozen dataclass that names one call: a hash of that value is its key, the stages in it its inputs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Stage:
     files: ClassVar[tuple[str, ...]] = ()
     optional_files: ClassVar[tuple[str, ...]] = ()
     alone: ClassVar[bool] = False
-    threads: ClassVar[int] = 1
+    threads = 1  # without a type: a field of this name in a subclass would take a place before all others
 
     @cached_property
     def key(self) -> str:

@@ -197,7 +197,7 @@ def size_rows(size: Mapping[str, Any] | None, stored: int, seed: int) -> list[Ro
 
 
 def latency_rows(timings: Sequence[Timing] | None, seed: int) -> list[Row]:
-    """Rows of a network's latency over its dense network's; 1 where there are no timings: it has that network's shape."""
+    """Rows of a network's latency over its dense network's: 1 without timings, for one of that network's shape."""
     if timings is None:
         return [_row("latency", f"latency_b{size}", 1.0, seed) for size in BATCH_SIZES]
     return [_row("latency", f"latency_b{one.batch_size}", one.ratio, seed, one.low, one.high) for one in timings]

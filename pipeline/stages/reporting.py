@@ -125,7 +125,7 @@ class Report(Stage):
             rows=rows,
             histories={place: _history(found) for place, found in folders.items()},
             audits=audits,
-            correlation=read_rows(context.open(self.correlate) / "correlation.csv"),
+            correlation=[_correlation(row) for row in read_rows(context.open(self.correlate) / "correlation.csv")],
             curves=self._curves(context),
             configuration=self.configuration,
             counted={words: list(prunings) for words, prunings in counted.items()},
@@ -229,6 +229,14 @@ def _size(context: Context, stage: Train | Prune | Recover) -> tuple[float, list
     size = json.loads((folder / "size.json").read_text()) if (folder / "size.json").exists() else None
     stored = (folder / "weights.safetensors").stat().st_size
     return (size["sparsity"] if size else 0.0), pruning.size_rows(size, stored, stage.seed)
+
+
+def _correlation(row: dict[str, str]) -> Row:
+    """A row as Correlate wrote it, with its numbers as such; NaN for one that does not exist."""
+    return {
+        name: text if name in ("similarity", "layer", "measure", "statistic") else float(text)
+        for name, text in row.items()
+    }
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
