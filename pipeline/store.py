@@ -22,7 +22,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import DamagedFile, describe_os_error, flush, inside, remove, sha256_of, write_atomically
+from pipeline.files import (
+    DamagedFile,
+    describe_os_error,
+    flush,
+    inside,
+    remove,
+    remove_debris,
+    sha256_of,
+    write_atomically,
+)
 from pipeline.registry import UserError
 from pipeline.stage import Context, Named, Stage, digest
 
@@ -254,6 +263,7 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)  # what was begun from other inputs must not be mixed with these
             work.mkdir(parents=True)
             begun_from.write_text(json.dumps(inputs))
+        remove_debris(work)
         resumed = any(path.name != BEGUN_FROM for path in work.iterdir())
         started = time.time()
         try:

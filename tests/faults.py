@@ -75,44 +75,31 @@ class Switch:
             setattr(os, name, counted(getattr(os, name)))
         plain = io.open
 
-        def opened(file, mode="r", *arguments, **options):
+        def opened(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
             if not set(mode) & set("wax+"):
-                return plain(file, mode, *arguments, **options)
+                return plain(file, mode, buffering, encoding, errors, newline, closefd, opener)
             if not self.passes():
                 self.off()
-            return File(plain(file, mode, *arguments, **options), self)
+            raw = Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener)
+            raw.switch = self
+            if buffering == 0:
+                return raw
+            buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
+            return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
         io.open = builtins.open = opened
 
 
-class File:
-    """A file whose writes are counted."""
+class Raw(io.FileIO):
+    """A file below its buffer: what is written here goes to the system."""
 
-    def __init__(self, file, switch: Switch) -> None:
-        self.__dict__.update(_file=file, _switch=switch)
+    switch: Switch
 
     def write(self, content):
-        if not self._switch.passes():
-            self._file.write(content[: len(content) // 2])
-            self._file.flush()
-            self._switch.off()
-        return self._file.write(content)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def __setattr__(self, name, value):
-        setattr(self._file, name, value)
-
-    def __enter__(self):
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        return self._file.__exit__(*error)
-
-    def __iter__(self):
-        return iter(self._file)
+        if not self.switch.passes():
+            super().write(memoryview(content)[: len(content) // 2])
+            self.switch.off()
+        return super().write(content)
 
 
 def in_a_copy_of_this_process(do, at: int | None) -> tuple[int, int]:
@@ -234,6 +221,7 @@ class Trials:
         from pipeline.stage import in_order
 
         self.make_images()
+        load_everything()
         executors.prepare_process(1)
         # A clock that gives every trial the same latencies, which the report repeats.
         ticks = itertools.count()
@@ -302,6 +290,20 @@ class Trials:
     def fault(self, name: str, at: int, what: str) -> None:
         self.faults.append(what)
         print(f"FAULT: {name}, killed at operation {at}: {what}", flush=True)
+
+
+def load_everything() -> None:
+    """What stages load when they need it, so that no trial spends its time on that."""
+    import ckatorch.hsic  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import tensorboard.compat.proto.event_pb2  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
+    from matplotlib import pyplot
+
+    from pipeline.report import figures, page  # noqa: F401
+
+    pyplot.switch_backend("agg")
+    pyplot.close(pyplot.figure())
 
 
 def epochs_of(stage) -> int:
