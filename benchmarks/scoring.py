@@ -57,7 +57,7 @@ def main():
     pairs = arguments.networks * (arguments.networks - 1)
     print(
         f"{arguments.networks} networks, {arguments.classes} classes, {len(labels):,} examples, "
-        f"{arguments.resamples:,} resamples, {len(bias.MEASURES)} measures; median of {arguments.rounds} rounds"
+        f"{arguments.resamples:,} resamples, {len(floor.values)} measures; median of {arguments.rounds} rounds"
     )
     print(f"floor of {pairs} pairs: {seconds['floor']:.1f} s, {1000 * seconds['floor'] / pairs:.0f} ms a pair")
     print(f"audit with the floor handed in: {seconds['audit with the floor']:.1f} s")
