@@ -187,9 +187,10 @@ def write(folder: Path, logits: np.ndarray, labels: np.ndarray, ids: np.ndarray,
         ids: [N], what names each example.
         classes: the C class names in the order of the numbers.
     """
+    names = json.dumps(list(classes), ensure_ascii=False) + "\n"
     with written_aside(folder / PREDICTIONS) as aside, aside.open("xb") as file:
         np.savez(file, logits=logits, labels=labels, ids=ids)
-    write_atomically(folder / CLASSES, json.dumps(list(classes), ensure_ascii=False) + "\n")
+    write_atomically(folder / CLASSES, names)
 
 
 def read_groups(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:

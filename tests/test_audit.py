@@ -1,12 +1,12 @@
 """The verb audit: files of every kind in, text, JSON and one page out, and one line for everything that is wrong."""
 
 import argparse
-import io
 import json
+import os
 import re
+import stat
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -161,6 +161,23 @@ def test_a_candidate_equal_to_the_reference(files, capsys):
     assert not any(row["significant"] for row in found["per_class"])
 
 
+def test_outputs_replace_a_file_and_leave_links_and_pipes_what_they_are(files, tmp_path):
+    both = "--reference", files["dense"], "--candidate", files["pruned"]
+    kept, link, pipe = tmp_path / "kept.json", tmp_path / "link.json", tmp_path / "pipe.json"
+    kept.write_text("old")
+    link.symlink_to(kept)
+    assert run(*both, "--json", link) == 0
+    assert link.is_symlink() and json.loads(kept.read_text())["classes"] == 3
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # else writing would wait for somebody to read
+    try:
+        assert run(*both, "--json", pipe) == 0
+        assert os.read(reader, 1) == b"{" and stat.S_ISFIFO(pipe.stat().st_mode)
+    finally:
+        os.close(reader)
+    assert list(tmp_path.glob(".*")) == []
+
+
 def test_page_stands_alone_and_escapes_names(tmp_path):
     page = tmp_path / "page.html"
     reference, candidate = table(tmp_path, "a.csv", logits(1)), table(tmp_path, "b.csv", logits(2, 0.4))
@@ -202,64 +219,22 @@ def test_long_group_names_of_digits(files, tmp_path, capsys):
     assert [row["group"] for row in found["groups"]["per_group"]] == ["7", "9" * 5000]
 
 
-def huge(folder):
-    """An archive whose header promises more numbers than any memory holds."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (2**56,)})
-    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
-        archive.writestr("labels.npy", header.getvalue())
-        archive.writestr("predictions.npy", header.getvalue())
-    return str(folder / "x.npz")
-
-
-class Spy:
-    def __reduce__(self):
-        return (print, ("opened",))
-
-
 BAD = {
     "no such file": lambda d: "missing.npz",
-    "'.txt' is not read here": lambda d: write(d, "x.txt", "a"),
-    "holds a pickle": lambda d: save(d, "x.npz", labels=np.array([Spy(), Spy()], object), predictions=LABELS),
-    "not readable as .npz": lambda d: write(d, "x.npz", "this is no archive"),
-    "unknown array 'label'; .*did you mean 'labels'": lambda d: save(d, "x.npz", label=LABELS, predictions=LABELS),
-    "give 'labels' with 'logits' or 'predictions'": lambda d: save(d, "x.npz", labels=LABELS),
     "299 examples, but": lambda d: save(d, "x.npz", labels=LABELS[:-1], predictions=LABELS[:-1]),
     "labels differ from": lambda d: save(d, "x.npz", labels=np.roll(LABELS, 1), predictions=LABELS),
-    "300 labels but 299 predictions": lambda d: save(d, "x.npz", labels=LABELS, predictions=LABELS[:-1]),
-    "out of range": lambda d: save(d, "x.npz", labels=LABELS, predictions=LABELS - 1),
-    "NaN or infinity": lambda d: save(d, "x.npz", labels=LABELS, logits=np.where(logits(1) > 4, np.nan, logits(1))),
-    "no examples": lambda d: save(d, "x.npz", labels=LABELS[:0], predictions=LABELS[:0]),
-    "is not square": lambda d: save(d, "x.npz", confusion=np.ones((2, 3), int)),
-    "negative or broken": lambda d: save(d, "x.npz", confusion=np.array([[1, -1, 0]] * 3)),
     "is missing from the labels": lambda d: save(d, "x.npz", labels=LABELS % 2, predictions=LABELS),
-    "empty file": lambda d: write(d, "x.csv", ""),
-    "no examples; give at least one row": lambda d: write(d, "x.csv", "label,prediction\n"),
-    "unknown column 'predicted'; .*did you mean 'prediction'": lambda d: write(d, "x.csv", "label,predicted\n0,1\n"),
-    "no column 'prediction'": lambda d: write(d, "x.csv", "label,group\n0,1\n"),
-    "line 3 has not 2 filled columns": lambda d: write(d, "x.csv", "label,prediction\n0,1\n0\n"),
-    "column 'label' stands there twice": lambda d: write(d, "x.csv", "label,prediction,label\n0,1,2\n"),
-    "is out of range for a class number": lambda d: write(d, "x.csv", "label,prediction\n0,99999999999999999999\n"),
-    "labels hold NaN or infinity": lambda d: save(d, "x.npz", labels=LABELS + np.inf, predictions=LABELS),
-    "NaN or infinity was found": lambda d: save(d, "x.npz", confusion=np.array([[1, np.nan], [1, 2]])),
-    "counts 1,000,000,000,003 examples": lambda d: save(d, "x.npz", confusion=np.array([[10**12, 1], [1, 1]])),
-    "larger than the memory": huge,
-    **{
-        f"'{name}' beside 'confusion'": lambda d, name=name: save(d, "x.npz", confusion=np.eye(3) + 1, **{name: LABELS})
-        for name in ("labels", "predictions", "logits", "groups")
-    },
-    "holds no predictions.npz": lambda d: str(d),
+    "is not square": lambda d: save(d, "x.npz", confusion=np.ones((2, 3), int)),
 }
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_input_is_one_line_that_names_the_file(message, files, tmp_path, capsys):
+def test_bad_input_is_one_line_that_names_the_file(message, files, tmp_path):
     path = BAD[message](tmp_path)
     with pytest.raises(UserError, match=message) as raised:
         run("--reference", files["dense"], "--candidate", path)
     line = str(raised.value)
     assert "\n" not in line and path in line
-    assert "opened" not in capsys.readouterr().out
 
 
 def test_bad_groups_and_outputs(files, tmp_path):
@@ -272,22 +247,17 @@ def test_bad_groups_and_outputs(files, tmp_path):
             run(*both, "--groups", write(tmp_path, name, text))
     with pytest.raises(UserError, match="cannot be written"):
         run(*both, "--html", tmp_path / "missing" / "page.html")
+    assert list(tmp_path.glob(".*")) == [] and not (tmp_path / "missing").exists()
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be written: Is a directory"):
+        run(*both, "--json", tmp_path)
     one = save(tmp_path, "one.npz", labels=np.zeros(5, int), predictions=np.zeros(5, int))
     with pytest.raises(UserError, match="one.npz: only one class"):
         run("--reference", one, "--candidate", one)
 
 
-def test_a_broken_archive_member(files, tmp_path):
-    path = tmp_path / "x.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("labels.npy", b"no header")
-    with pytest.raises(UserError, match="not readable as .npz|holds a pickle"):
-        run("--reference", files["dense"], "--candidate", path)
-
-
 def test_neither_module_imports_what_it_does_not_need():
     code = (
-        "import sys, pipeline.bias, pipeline.audit; "
+        "import sys, pipeline.bias, pipeline.audit, pipeline.predictions; "
         "print([name for name in ('torch', 'pandas', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -934,6 +934,7 @@ BAD = {
     "seed: -1 is negative": lambda: bias.audit(references=DENSE, candidates=PRUNED, seed=-1),
     "resamples: 99 are too few": lambda: bias.audit(references=DENSE, candidates=PRUNED, resamples=99),
     "resamples: 5 are too few": lambda: bias.audit(references=DENSE, candidates=PRUNED[0], resamples=5),
+    "no networks for the floor": lambda: bias.floor([]),
     "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
 

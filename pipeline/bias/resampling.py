@@ -126,11 +126,11 @@ class Table:
 
     def sums(self, weights: np.ndarray) -> list[Sums]:
         """Sums of each trial, then of all trials together, when cell k counts weights[k, b] times; each [b, width]."""
-        total = self._transposed @ weights
+        products = self._transposed @ weights
         examples = weights.sum(0)[:, None]
         found: list[Sums] = [{"examples": examples} for _ in range(len(self.pairs) + 1)]
         for (trial, name), place in self._slices.items():
-            found[trial][name] = np.ascontiguousarray(total[place].T)
+            found[trial][name] = np.ascontiguousarray(products[place].T)
         return found
 
     def values(self, sums: list[Sums]) -> dict[str, np.ndarray]:

@@ -426,6 +426,8 @@ def floor(
         UserError: inputs that do not belong together; an unknown measure.
     """
     refuse_smoothing(smoothing)
+    if not networks:
+        raise UserError("no networks for the floor; give at least two, which differ in nothing but their seed")
     count = len(class_names(networks, classes))
     networks = _in_one_order(networks)
     _refuse_one_label(networks[0], count)
