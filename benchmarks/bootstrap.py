@@ -99,9 +99,7 @@ def main():
             usual(labels, before, after, generator.integers(0, len(labels), len(labels)), classes, by_bincount)
             for _ in range(1500)
         ]
-        tests = [
-            stats.ks_2samp(draws.mean[name], np.array(values)[:, i]).pvalue for i, name in enumerate(("cev", "sde"))
-        ]
+        tests = [stats.ks_2samp(draws[name], np.array(values)[:, i]).pvalue for i, name in enumerate(("cev", "sde"))]
         print(
             f"  same resample, largest relative difference: {worst:.1e}; "
             f"Kolmogorov-Smirnov p: CEV {tests[0]:.3f}, SDE {tests[1]:.3f}"

@@ -80,7 +80,7 @@ def main():
             pair = Pair(Predictions(labels, before), Predictions(labels, after), classes, labels, classes)
             counts = Table([pair], measures)
             point, draws = counts.point()[0], bootstrap(counts, resamples=arguments.resamples, seed=number)
-            left_out = counts.jackknife()[0]
+            left_out = counts.jackknife()
             for name in found:
                 found[name].append(point[name][0])
             for name, method in hits:
@@ -89,7 +89,7 @@ def main():
                 else:
                     bounds = interval(
                         point[name][0],
-                        draws.mean[name],
+                        draws[name],
                         method=method,
                         left_out=left_out[name][:, 0],
                         multiplicity=counts.multiplicity,

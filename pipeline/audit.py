@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
-import zipfile
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from pipeline.bias import Audit, Predictions
-from pipeline.bias import audit as score
-from pipeline.registry import UserError, nearest
+from pipeline import bias
+from pipeline.bias import Audit
+from pipeline.files import write_atomically
+from pipeline.predictions import read, read_groups
+from pipeline.registry import UserError
 from pipeline.report.words import number
-
-COLUMNS = ("label", "prediction", "group")
-ARRAYS = ("labels", "logits", "predictions", "confusion", "groups", "classes", "ids")
-
-
-@dataclass(frozen=True)
-class _Words:
-    """A CSV as it was read: class and group names that get numbers once all files are known."""
-
-    source: str
-    labels: list[str]
-    predictions: list[str]
-    groups: list[str] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,10 +74,13 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example"
         )
-    result = score(
+    classes = bias.class_names(predictions)
+    floor = bias.floor([reference, *trials], classes=classes, smoothing=arguments.smoothing) if trials else None
+    result = bias.audit(
         references=reference,
         candidates=candidates,
-        floor_references=[reference, *trials] if trials else [],
+        floor=floor,
+        classes=classes,
         groups=groups,
         group_names=group_names,
         resamples=arguments.resamples,
@@ -118,200 +102,13 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# Reading
-
-
-def read(paths: Sequence[str | Path]) -> list[Predictions]:
-    """Predictions of each path, with class numbers that mean the same in all of them.
-
-    Raises:
-        UserError: naming the file and the trouble.
-    """
-    found = [_read(Path(path)) for path in paths]
-    words = [each for each in found if isinstance(each, _Words)]
-    named = next((each for each in found if isinstance(each, Predictions) and each.classes is not None), None)
-    if words:
-        used = sorted({word for each in words for word in [*each.labels, *each.predictions]})
-        numbers = all(_is_number(word) for word in used)
-        if named is not None and not numbers:
-            classes = named.classes
-        elif numbers:
-            classes = None
-        else:
-            classes = tuple(used)
-        group_names = _ordered({word for each in words for word in each.groups or []})
-        found = [_numbered(each, classes, group_names) if isinstance(each, _Words) else each for each in found]
-    return found
-
-
-def read_groups(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Group numbers [N] and the names of the groups, from ``.npz`` ('groups') or ``.csv`` (column 'group')."""
-    path = Path(path)
-    if path.suffix == ".npz":
-        arrays = _arrays(path)
-        if "groups" not in arrays:
-            raise UserError(f"{path}: no array 'groups'; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-        words = [str(value) for value in np.asarray(arrays["groups"]).ravel()]
-    else:
-        rows = _rows(path, known=None)
-        if not rows or "group" not in rows[0]:
-            raise UserError(f"{path}: no column 'group' with values; start the file with a header that names it")
-        words = [row["group"] for row in rows]
-    names = _ordered(set(words))
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place[word] for word in words], np.int64), names
-
-
-def _read(path: Path) -> Predictions | _Words:
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file; give .npz, .csv or a folder with predictions.npz")
-    if path.suffix == ".npz":
-        return _from_arrays(_arrays(path), str(path))
-    if path.suffix == ".csv":
-        rows = _rows(path, known=COLUMNS)
-        if not rows:
-            raise UserError(f"{path}: no examples; give at least one row below the header")
-        for column in COLUMNS[:2]:
-            if column not in rows[0]:
-                raise UserError(f"{path}: no column '{column}'; the header is label,prediction[,group]")
-        groups = [row["group"] for row in rows] if "group" in rows[0] else None
-        return _Words(str(path), [row["label"] for row in rows], [row["prediction"] for row in rows], groups)
-    raise UserError(f"{path}: '{path.suffix}' is not read here; give .npz, .csv or a folder with predictions.npz")
-
-
-def _read_folder(path: Path) -> Predictions:
-    file = path / "predictions.npz"
-    if not file.exists():
-        raise UserError(f"{path}: holds no predictions.npz; give a folder that the stage Predict wrote")
-    read = _from_arrays(_arrays(file), str(path))
-    names = path / "classes.json"
-    if not names.exists():
-        return read
-    try:
-        classes = json.loads(names.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{names}: not readable as JSON: {error}") from None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{names}: must be a list of class names")
-    return replace(read, classes=tuple(classes))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not readable as .npz: no archive; save with numpy.savez")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except ValueError as error:
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
-            raise UserError(f"{path}: holds a pickle, which is never read; save plain arrays of numbers") from None
-        raise UserError(f"{path}: not readable as .npz: {str(error).splitlines()[0]}") from None
-    except MemoryError:
-        raise UserError(f"{path}: an array is larger than the memory of this machine; give fewer examples") from None
-    except (OSError, EOFError, KeyError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not readable as .npz: {first}") from None
-    broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
-    if broken:  # a member that is no array comes back as its bytes
-        raise UserError(f"{path}: not readable as .npz: '{broken[0]}' is no array; save with numpy.savez")
-    return arrays
-
-
-def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
-    for name in arrays:
-        if name not in ARRAYS:
-            raise UserError(f"{source}: unknown array '{name}'; {nearest(name, ARRAYS)}")
-    classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
-    if "confusion" in arrays:
-        for name in arrays:
-            if name not in ("confusion", "classes"):
-                raise UserError(f"{source}: '{name}' beside 'confusion'; give the matrix or the examples, not both")
-        return Predictions.from_confusion(arrays["confusion"], classes=classes, source=source)
-    if "labels" not in arrays or not ("logits" in arrays or "predictions" in arrays):
-        held = ", ".join(sorted(arrays)) or "nothing"
-        raise UserError(f"{source}: holds {held}; give 'labels' with 'logits' or 'predictions', or 'confusion'")
-    if len(np.atleast_1d(arrays["labels"])) == 0:
-        raise UserError(f"{source}: no examples; give at least one")
-    if "logits" in arrays:
-        read = Predictions.from_logits(arrays["labels"], arrays["logits"], classes=classes, source=source)
-        if "predictions" in arrays and not np.array_equal(read.predictions, arrays["predictions"]):
-            raise UserError(f"{source}: 'predictions' are not the largest 'logits'; give one of them")
-    else:
-        read = Predictions(arrays["labels"], arrays["predictions"], classes=classes, source=source)
-    return replace(read, groups=arrays["groups"]) if "groups" in arrays else read
-
-
-def _rows(path: Path, *, known: Sequence[str] | None) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise UserError(f"{path}: empty file; start it with the header label,prediction[,group]")
-            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
-            if twice is not None:
-                raise UserError(f"{path}: column '{twice}' stands there twice; remove one")
-            for name in header if known is not None else ():
-                if name not in known:
-                    raise UserError(f"{path}: unknown column '{name}'; {nearest(name, known)}")
-            rows = []
-            for number, row in enumerate(reader, 2):
-                if not row:
-                    continue
-                if len(row) != len(header) or not all(cell.strip() for cell in row):
-                    raise UserError(f"{path}: line {number} has not {len(header)} filled columns; mend or remove it")
-                rows.append({name: cell.strip() for name, cell in zip(header, row, strict=True)})
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as .csv: {error}") from None
-
-
-def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple[str, ...]) -> Predictions:
-    place = {name: i for i, name in enumerate(classes)} if classes is not None else None
-
-    def numbers(values: list[str], name: str) -> np.ndarray:
-        if place is None:
-            long = next((value for value in values if len(value) > 18), None)  # int64 holds any 18 digits
-            if long is not None:
-                raise UserError(f"{words.source}: {name} {long[:24]} is out of range for a class number")
-            return np.array([int(value) for value in values], np.int64)
-        for value in values:
-            if value not in place:
-                raise UserError(
-                    f"{words.source}: {name} '{value}' is no class of the other files; {nearest(value, place)}"
-                )
-        return np.array([place[value] for value in values], np.int64)
-
-    groups = None
-    if words.groups is not None:
-        spot = {name: i for i, name in enumerate(group_names)}
-        groups = np.array([spot[value] for value in words.groups], np.int64)
-    return Predictions(
-        numbers(words.labels, "label"),
-        numbers(words.predictions, "prediction"),
-        classes=classes,
-        groups=groups,
-        group_names=group_names if groups is not None else None,
-        source=words.source,
-    )
-
-
-def _is_number(word: str) -> bool:
-    return word.isascii() and (word[1:] if word.startswith("-") else word).isdigit()
-
-
-def _ordered(words: set[str]) -> tuple[str, ...]:
-    """Numbers by value, names by the alphabet."""
-    if words and all(_is_number(word) for word in words):
-        return tuple(sorted(words, key=Decimal))
-    return tuple(sorted(words))
-
-
 def _write(path: str, text: str) -> None:
+    target = Path(path).resolve()  # what a link leads to
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")  # a pipe or a device must stay what it is
+        else:
+            write_atomically(target, text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 

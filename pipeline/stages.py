@@ -19,7 +19,6 @@ from torch import nn
 
 from pipeline import (
     bias,
-    correlation,
     distillation,
     efficiency,
     inference,
@@ -27,11 +26,15 @@ from pipeline import (
     pruning,
     report,
     similarity,
+    statistics,
     training,
 )
 from pipeline.data import Batch, Batches, Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
+from pipeline.predictions import Predictions
+from pipeline.predictions import load as load_predictions
+from pipeline.predictions import write as write_predictions
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 
@@ -459,7 +462,12 @@ class Predict(Stage):
         test = load_splits(self.network.dense.data, context.data_root).test
         batches = Batches(test, stored.normalisation, batch_size=EVALUATION_BATCH, device=context.device)
         logits = inference.predict(stored.network, batches)
-        inference.save(folder, logits, test.labels, test.ids, test.classes)
+        write_predictions(folder, logits, test.labels, test.ids, test.classes)
+
+
+def _predictions(context: Context, stage: Predict) -> Predictions:
+    folder = context.open(stage)
+    return load_predictions(folder, str(folder.relative_to(context.store.root)))
 
 
 @dataclass(frozen=True)
@@ -479,11 +487,11 @@ class Score(Stage):
         return f"score · {origin} · {len(self.candidates)} seeds"
 
     def run(self, folder: Path, context: Context) -> None:
-        references = [inference.load(context.open(stage)) for stage in self.references]
+        references = [_predictions(context, stage) for stage in self.references]
         audit = bias.audit(
             references=references,
-            candidates=[inference.load(context.open(stage)) for stage in self.candidates],
-            floor_references=references,
+            candidates=[_predictions(context, stage) for stage in self.candidates],
+            floor=bias.floor(references, smoothing=self.smoothing),
             resamples=self.resamples,
             smoothing=self.smoothing,
         )
@@ -545,7 +553,7 @@ class Correlate(Stage):
             {"similarity": "cka", "layer": layer, "measure": measure, **record}
             for layer, values in layers.items()
             for measure, errors in measures.items()
-            for record in correlation.correlate(np.array(values), np.array(errors))
+            for record in statistics.correlate(np.array(values), np.array(errors))
         ]
         write_rows(folder / "correlation.csv", rows)
 
@@ -669,7 +677,7 @@ class Report(Stage):
     ) -> dict:
         stage, folder = prediction.network, context.open(prediction.network)
         size = json.loads((folder / "size.json").read_text()) if (folder / "size.json").exists() else {}
-        predictions = inference.load(context.open(prediction))
+        predictions = _predictions(context, prediction)
         return {
             "dataset": stage.dense.data.dataset.name,
             "model": stage.dense.network,

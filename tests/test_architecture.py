@@ -12,18 +12,18 @@ LAYERS = {
     "registry": 0,
     "files": 1,
     "stage": 1,
-    "comparison": 1,
     "efficiency": 1,
     "table": 2,
+    "predictions": 2,
     "data": 2,
     "models": 2,
     "folding": 2,
+    "statistics": 3,
     "training": 3,
     "pruning": 3,
     "distillation": 3,
     "inference": 3,
     "similarity": 3,
-    "correlation": 3,
     "progress": 3,
     "bias": 4,
     "report": 5,
@@ -67,7 +67,10 @@ def test_imports_point_down(path):
         assert LAYERS[other] < LAYERS[own], f"{own} (layer {LAYERS[own]}) imports {other} (layer {LAYERS[other]})"
 
 
-@pytest.mark.parametrize("module", ["pipeline.bias", "pipeline.report", "pipeline.audit", "pipeline.__main__"])
+@pytest.mark.parametrize(
+    "module",
+    [f"pipeline.{name}" for name in ("predictions", "statistics", "bias", "report", "audit", "__main__")],
+)
 def test_measures_and_command_line_start_without_torch(module):
     code = f"import sys, {module}; assert not {{'torch', 'pandas', 'matplotlib'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

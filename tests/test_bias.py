@@ -1,9 +1,11 @@
 """The measures: published numbers, exact fractions, slow loops, properties, resampling and bad input."""
 
+import contextlib
 import csv
 import itertools
 import math
 import warnings
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from scipy import stats
 from pipeline import bias
 from pipeline.bias import MEASURES, Pair, Predictions, Rates, Table, cev, rates, rates_from_confusion, resampling, sde
 from pipeline.registry import UserError
+from pipeline.statistics import holm
+from pipeline.table import read_long, select, write_long
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 PUBLISHED = REFERENCE / "simon_says_cifar100_published.csv"
@@ -410,22 +414,22 @@ def test_bootstrap_has_the_distribution_of_drawing_examples():
         naive["cev"].append(cev(before, after).value)
         naive["sde"].append(sde(before, after).value)
     for name in naive:
-        assert stats.ks_2samp(fast.mean[name], naive[name]).pvalue > 0.001
+        assert stats.ks_2samp(fast[name], naive[name]).pvalue > 0.001
 
 
 def test_bootstrap_repeats_and_shares_examples_between_trials():
-    pairs = [pair_of(DENSE, PRUNED[0], 4), pair_of(DENSE, PRUNED[0], 4)]
-    table = Table(pairs, [MEASURES["cev"]()])
-    first, again = (bias.bootstrap(table, resamples=50, seed=3, unit="both") for _ in range(2))
-    assert np.array_equal(first.mean["cev"], again.mean["cev"])
-    assert np.array_equal(first.trials["cev"][:, 0], first.trials["cev"][:, 1])  # equal trials stay equal
-    assert first.mean["cev"] == pytest.approx(first.trials["cev"][:, 0])  # so seeds add nothing
+    pair = pair_of(DENSE, PRUNED[0], 4)
+    table, alone = (Table([pair] * trials, [MEASURES["cev"]()]) for trials in (2, 1))
+    first, again = (bias.bootstrap(table, resamples=50, seed=3, unit="both")["cev"] for _ in range(2))
+    assert np.array_equal(first, again)
+    # Equal trials stay equal, because both see the same examples, so that seeds add nothing.
+    assert first == pytest.approx(bias.bootstrap(alone, resamples=50, seed=3)["cev"])
 
 
 def test_spread_over_seeds_is_that_of_a_mean():
     pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
     table = Table(pairs, [MEASURES["accuracy"]()])
-    draws = bias.bootstrap(table, resamples=20_000, seed=0, unit="seeds").mean["accuracy"]
+    draws = bias.bootstrap(table, resamples=20_000, seed=0, unit="seeds")["accuracy"]
     values = table.point()[0]["accuracy"]
     assert draws.std() == pytest.approx(values.std(ddof=1) / math.sqrt(3), rel=0.03)
     with pytest.raises(UserError, match="resamples the trials, but there is one"):
@@ -436,7 +440,7 @@ def test_jackknife_leaves_one_example_out():
     measures = [MEASURES[name]() for name in ("cev", "cev_corrected", "churn", "worst_recall")]
     pair = pair_of(DENSE, PRUNED[0], 4)
     table = Table([pair], measures)
-    values = table.jackknife()[0]
+    values = table.jackknife()
     for row in range(0, len(LABELS), 57):
         kept = np.arange(len(LABELS)) != row
         both = [Predictions(LABELS[kept], each.predictions[kept]) for each in (DENSE, PRUNED[0])]
@@ -449,8 +453,8 @@ def test_intervals_agree_with_scipy():
     right = (PRUNED[0].predictions == LABELS).astype(float)
     pair = pair_of(DENSE, PRUNED[0], 4)
     table = Table([pair], [MEASURES["accuracy"]()])
-    draws = bias.bootstrap(table, resamples=20_000, seed=0).mean["accuracy"]
-    left_out = table.jackknife()[0]["accuracy"][:, 0]
+    draws = bias.bootstrap(table, resamples=20_000, seed=0)["accuracy"]
+    left_out = table.jackknife()["accuracy"][:, 0]
     for method, theirs in (("percentile", "percentile"), ("basic", "basic"), ("bca", "BCa")):
         found = bias.interval(right.mean(), draws, method=method, left_out=left_out, multiplicity=table.multiplicity)
         expected = stats.bootstrap((right,), np.mean, n_resamples=20_000, method=theirs, rng=1).confidence_interval
@@ -549,15 +553,11 @@ def test_endless_numbers_are_refused_without_a_warning(value):
                 make()
 
 
-def test_holm_by_hand():
-    assert bias.holm(np.array([0.01, 0.04, np.nan, 0.03])) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
-
-
 def test_class_significance_against_scipy():
     pair = pair_of(DENSE, PRUNED[0], 4)
     change = (PRUNED[0].predictions == LABELS) * 1.0 - (DENSE.predictions == LABELS)
     raw = [stats.ttest_ind(change[c == LABELS], change[c != LABELS], equal_var=False).pvalue for c in range(4)]
-    assert bias.class_significance([pair])[0] == pytest.approx(bias.holm(np.array(raw)))
+    assert bias.class_significance([pair])[0] == pytest.approx(holm(np.array(raw)))
     pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
     shift = [
         [(each.predictions == LABELS)[c == LABELS].mean() - (each.predictions == LABELS).mean() for c in range(4)]
@@ -565,14 +565,14 @@ def test_class_significance_against_scipy():
     ]
     raw = stats.ttest_1samp(np.array(shift[1:]) - shift[0], 0).pvalue
     found, test = bias.class_significance(pairs)
-    assert found == pytest.approx(bias.holm(raw)) and "one-sample" in test
+    assert found == pytest.approx(holm(raw)) and "one-sample" in test
 
 
 # The audit
 
 
 def test_audit_holds_the_plain_functions():
-    result = bias.audit(references=DENSE, candidates=PRUNED, floor_references=[DENSE, *PRUNED[:2]], resamples=200)
+    result = bias.audit(references=DENSE, candidates=PRUNED, floor=bias.floor([DENSE, *PRUNED[:2]]), resamples=200)
     dense, trials = rates(LABELS, DENSE.predictions), [rates(LABELS, each.predictions) for each in PRUNED]
     assert result.cev == pytest.approx(cev(dense, trials).value)
     assert result.published["sde"] == pytest.approx(sde(dense, trials, average="rates").value)
@@ -629,23 +629,268 @@ def test_confusion_matrices_have_what_counts_allow():
     assert mixed.cev == pytest.approx(full.cev)
 
 
-def test_compare_two_methods():
-    better = [network(seed, labels=LABELS, classes=4, wrong=0.31) for seed in (12, 13, 14, 15)]
-    worse = [network(seed, labels=LABELS, classes=4, wrong=0.7) for seed in (22, 23, 24, 25)]
-    dense = network(1, labels=LABELS, classes=4)
-    found = bias.compare(references=dense, first=better, second=worse, measure="accuracy", resamples=500)
-    assert found.difference == pytest.approx(
-        np.mean([slow_accuracy(each) for each in better]) - np.mean([slow_accuracy(each) for each in worse])
+@contextlib.contextmanager
+def registered(measure):
+    """What somebody else's ten lines would do, for the length of a test."""
+    MEASURES.register("wrong_twice")(measure)
+    try:
+        yield measure()
+    finally:
+        del MEASURES._classes["wrong_twice"]
+
+
+@dataclass(frozen=True)
+class WrongTwice(bias.Measure):
+    """Share of the examples that both networks get wrong."""
+
+    title, source, equation = "Wrong in both", "a test", "1/N Σ_i [both wrong]"
+    unit, better = "share", "lower"
+
+    def counts(self, pair):
+        wrong = (pair.reference.predictions != pair.labels) & (pair.candidate.predictions != pair.labels)
+        return {"wrong_twice": np.stack([wrong, ~wrong], 1)}  # two columns, to be summed apart
+
+    def value(self, sums):
+        return sums["wrong_twice"][..., 0] / sums["wrong_twice"].sum(-1)
+
+
+def test_a_measure_of_ten_lines_is_everywhere():
+    dense = [DENSE, *(network(seed, labels=LABELS, classes=4, logits=True) for seed in (21, 22))]
+    wrong = [each.predictions != LABELS for each in (*dense, *PRUNED)]
+    with registered(WrongTwice) as measure:
+        assert (measure.short, measure.headline, measure.compares, measure.comparison) == (
+            *("wrong_twice", 0, True),
+            "difference",
+        )
+        assert (measure.corrected, measure.digits, measure.complement) == ("", None, "")
+        floor = bias.floor(dense)
+        found = bias.audit(references=dense, candidates=PRUNED, floor=floor, resamples=100)
+        rows, floor_rows = found.long_rows((3, 4, 5)), floor.long_rows((3, 4, 5))
+        assert "wrong_twice" not in bias.alone(DENSE)
+        given = bias.audit(references=dense, candidates=PRUNED, floor=floor, resamples=100, measures=[measure])
+    expected = [(before & after).mean() for before, after in zip(wrong[:3], wrong[3:], strict=True)]
+    assert found.measures["wrong_twice"].trials == pytest.approx(expected)
+    assert found.measures["wrong_twice"].interval.low < np.mean(expected) < found.measures["wrong_twice"].interval.high
+    assert [row["value"] for row in select(rows, measure="wrong_twice")] == pytest.approx(
+        [*expected, np.mean(expected)]
     )
-    assert found.interval.low > 0 and found.p_examples < 0.01
-    assert found.p_seeds == pytest.approx(2 / 70) == found.smallest_p_seeds
-    same = bias.compare(references=dense, first=better, second=better, measure="cev", resamples=200)
-    assert same.difference == 0 and same.p_examples == 1 and same.p_seeds == 1
-    assert same.interval.low <= 0 <= same.interval.high
-    with pytest.raises(UserError, match="exists only for all trials together"):
-        bias.compare(references=dense, first=better, second=worse, measure="pie")
-    with pytest.raises(UserError, match="needs logits"):
-        bias.compare(references=dense, first=better, second=worse, measure="js_divergence")
+    for (i, j), row in zip(
+        itertools.permutations(range(3), 2), select(floor_rows, measure="wrong_twice"), strict=False
+    ):
+        assert (row["reference_seed"], row["seed"]) == (3 + i, 3 + j)
+        assert row["value"] == pytest.approx((wrong[i] & wrong[j]).mean())
+    assert set(given.measures) == {"cev", "sde", "wrong_twice"}
+    assert given.measures["wrong_twice"] == found.measures["wrong_twice"]
+
+
+@pytest.mark.parametrize("name", list(MEASURES))
+def test_measure_declares_what_reports_ask(name):
+    kind = MEASURES[name]
+    assert kind.short and kind.comparison in ("ratio", "difference") and kind.headline >= 0
+    assert kind.corrected == "" or MEASURES[kind.corrected].noise_free
+    alone = ("accuracy", "worst_recall", "recall_range", "recall_variance", "calibration_error", "top5_accuracy")
+    assert kind.compares == (name not in alone)
+    # What is alone does not look at the reference, what compares does.
+    labels = np.random.default_rng(5).integers(0, 7, 300)
+    one, other, candidate = (network(seed, labels=labels, classes=7, logits=True) for seed in (31, 32, 33))
+    first, second = (Table([pair_of(each, candidate, 7)], [kind()]).point()[0][name][0] for each in (one, other))
+    assert (first == second) != kind.compares
+
+
+def test_headline_columns():
+    heads = sorted((MEASURES[name].headline, MEASURES[name].short) for name in MEASURES if MEASURES[name].headline)
+    assert heads == [(1, "accuracy"), (2, "CEV"), (3, "SDE")]
+    assert MEASURES["churn"].short == "churn" and MEASURES["accuracy"].digits == 4
+    assert {name for name in MEASURES if MEASURES[name].comparison == "ratio"} == {
+        "cev",
+        "sde",
+        "churn",
+        "js_divergence",
+    }
+
+
+def test_floor_is_every_pair_taken_by_itself():
+    """Against the plain functions for CEV and SDE, and against an audit of each pair for every measure."""
+    dense = [network(seed, labels=LABELS, classes=4, logits=True) for seed in range(4)]
+    plain = [rates(LABELS, each.predictions) for each in dense]
+    found = bias.floor(dense)
+    assert found.networks == 4 and set(found.values) == set(MEASURES)
+    for i, j in itertools.product(range(4), repeat=2):
+        if i == j:
+            assert all(np.isnan(values[i, j]) for values in found.values.values())
+            continue
+        assert found.values["cev"][i, j] == pytest.approx(cev(plain[i], plain[j]).value, rel=1e-12)
+        assert found.values["sde"][i, j] == pytest.approx(sde(plain[i], plain[j]).value, rel=1e-12)
+        alone = bias.audit(references=dense[i], candidates=dense[j], resamples=100)
+        for name, values in found.values.items():
+            assert values[i, j] == alone.measures[name].estimate, name  # to the last bit
+    values = found.pairs("cev")
+    assert np.array_equal(values, [found.values["cev"][place] for place in itertools.permutations(range(4), 2)])
+    audited = bias.audit(references=dense[0], candidates=PRUNED[0], floor=found, resamples=100).measures["cev"]
+    assert audited.floor == bias.Floor(
+        mean=values.mean(),
+        low=np.quantile(values, 0.025),
+        high=np.quantile(values, 0.975),
+        excess=audited.estimate - values.mean(),
+        percentile=100 * (values <= audited.estimate).mean(),
+        pairs=12,
+    )
+    smoothed = bias.floor(dense, smoothing=0.5, measures=["churn"])
+    assert set(smoothed.values) == {"cev", "sde", "churn"}
+    # The measure's pseudo-count stands above equal denominators, that of the function in both.
+    expected = bias.audit(references=dense[0], candidates=dense[1], smoothing=0.5, resamples=100)
+    assert smoothed.values["cev"][0, 1] == expected.cev != found.values["cev"][0, 1]
+
+
+def test_a_floor_of_networks_that_know_less():
+    bare = network(1, labels=LABELS, classes=4, source="bare")
+    found = bias.floor([DENSE, PRUNED[0], bare])
+    assert np.isfinite(found.values["js_divergence"]).tolist() == [
+        [False, True, False],
+        [True, False, False],
+        [False] * 3,
+    ]
+    assert np.isfinite(found.pairs("cev")).all() and np.isfinite(found.pairs("churn")).all()
+    assert bias.floor([DENSE]).networks == 1 and len(bias.floor([DENSE]).pairs("cev")) == 0
+    lonely = bias.audit(references=DENSE, candidates=PRUNED, floor=bias.floor([DENSE]), resamples=100)
+    assert lonely.measures["cev"].floor is None and lonely.to_json()["floor"] is None
+    with pytest.raises(UserError, match="b: labels differ from a"):
+        bias.floor([Predictions([0, 1], [1, 0], source="a"), Predictions([1, 0], [0, 1], source="b")])
+
+
+def test_floor_rows_come_back_as_they_were(tmp_path):
+    found = bias.floor([DENSE, *PRUNED], measures=[name for name in MEASURES if name != "pie"])
+    found.values["churn"][0, 1] = np.nan
+    rows = found.long_rows((7, 3, 5, 9))
+    write_long(tmp_path / "floor.csv", rows)
+    again = bias.Floors.from_rows(read_long(tmp_path / "floor.csv"))
+    assert again.networks == 4 and set(again.values) == set(found.values)
+    for name, values in found.values.items():
+        assert np.array_equal(again.values[name], values, equal_nan=True), name
+        (summary,) = rows_without_seed(rows, name)
+        known = found.pairs(name)[np.isfinite(found.pairs(name))]
+        assert summary["value"] == pytest.approx(known.mean(), rel=1e-15)
+        assert (summary["low"], summary["high"]) == tuple(np.quantile(known, [0.025, 0.975]))
+        assert (summary["unit"], summary["better"]) == (MEASURES[name].unit, MEASURES[name].better)
+        pairs = [row for row in rows if row["measure"] == name and row.get("seed") is not None]
+        assert len(pairs) == 12
+        for row in pairs:
+            i, j = ((7, 3, 5, 9).index(row[key]) for key in ("reference_seed", "seed"))
+            assert row["value"] == (None if np.isnan(values[i, j]) else values[i, j])
+
+
+def rows_without_seed(rows, measure):
+    return [row for row in rows if row["measure"] == measure and row.get("seed") is None]
+
+
+def test_alone_against_slow_loops():
+    labels = np.random.default_rng(5).integers(0, 7, 300)
+    one = network(6, labels=labels, classes=7, logits=True)
+    found = bias.alone(one)
+    assert set(found) == {name for name in MEASURES if not MEASURES[name].compares}
+    for name, value in found.items():
+        assert value == pytest.approx(SLOW[name](None, one, 7), rel=1e-9, abs=1e-12), name
+    assert set(bias.alone(network(6, labels=labels, classes=7))) == set(found) - {"calibration_error", "top5_accuracy"}
+    assert bias.alone(one, measures=["accuracy", "churn"]) == {"accuracy": found["accuracy"]}
+    with pytest.raises(UserError, match="only one class"):
+        bias.alone(Predictions([1, 1], [0, 1]))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(2, 5000), st.integers(0, 2**32))
+def test_accuracy_is_the_exact_share(examples, seed):
+    generator = np.random.default_rng(seed)
+    labels = np.append([0, 1], generator.integers(0, 3, examples))
+    predictions = np.where(generator.random(len(labels)) < generator.random(), labels, (labels + 1) % 3)
+    one = Predictions(labels, predictions)
+    exact = float((predictions == labels).mean())
+    assert bias.alone(one, measures=["accuracy"])["accuracy"] == exact == (predictions == labels).sum() / len(labels)
+    assert Table([pair_of(one, one, 3)], [MEASURES["accuracy"]()]).point()[0]["accuracy"][0] == exact
+
+
+def test_long_rows_agree_with_the_json(tmp_path):
+    groups = np.random.default_rng(3).integers(0, 2, len(LABELS))
+    dense = [network(seed, labels=LABELS, classes=4, logits=True) for seed in (1, 2, 3)]
+    found = bias.audit(
+        references=dense, candidates=PRUNED, groups=groups, group_names=("north", "south"), resamples=100
+    )
+    write_long(tmp_path / "bias.csv", found.long_rows((4, 5, 6)))
+    rows, result = read_long(tmp_path / "bias.csv"), found.to_json()
+    whole = [row for row in rows if row["group"] is None]
+    for name, said in result["measures"].items():
+        of_trials = [row for row in whole if row["measure"] == name and row["seed"] is not None]
+        if MEASURES[name].over_trials:
+            assert not of_trials
+        else:
+            assert [(row["seed"], row["reference_seed"], row["value"]) for row in of_trials] == [
+                (seed, seed, value) for seed, value in zip((4, 5, 6), said["trials"], strict=True)
+            ]
+        (summary,) = [row for row in whole if row["measure"] == name and row["seed"] is None]
+        assert (summary["kind"], summary["value"], [summary["low"], summary["high"]]) == (
+            *("bias", said["value"]),
+            said["interval"],
+        )
+        assert {(row["unit"], row["better"]) for row in [*of_trials, summary]} == {(said["unit"], said["better"])}
+    quantities = set(bias.scoring.OF_A_CLASS)
+    assert quantities | {"class", "significant"} == set(result["per_class"][0])
+    of_classes = select(whole, kind="class")
+    assert len(of_classes) == 4 * len(quantities) and all(row["better"] is None for row in of_classes)
+    for said in result["per_class"]:
+        own = select(of_classes, **{"class": said["class"]})
+        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in quantities}
+    assert {row["unit"] for row in select(of_classes, measure="d_fpr")} == {"percent"}
+    assert {row["unit"] for row in select(of_classes, measure="support")} == {"examples"}
+    for said in result["groups"]["per_group"]:
+        inside = select(rows, group=said["group"])
+        for row in select(inside, **{"class": None}):
+            assert row["value"] == said[row["measure"]] and row["seed"] is None
+        assert {row["measure"] for row in select(inside, kind="bias")} == set(MEASURES)
+    for said in result["groups"]["per_class_within_group"]:
+        own = select(rows, group=said["group"], **{"class": said["class"]})
+        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in quantities}
+    with pytest.raises(ValueError):
+        found.long_rows((4, 5))
+
+
+def test_measures_by_name_and_with_options():
+    ten, fifteen = (MEASURES["calibration_error"](bins=bins) for bins in (10, 15))
+    found = bias.audit(references=DENSE, candidates=PRUNED[0], measures=[ten, "churn"], resamples=100)
+    assert set(found.measures) == {"cev", "sde", "churn", "calibration_error"}
+    assert found.measures["calibration_error"].value == pytest.approx(slow_ece(PRUNED[0], bins=10), rel=1e-9)
+    everything = bias.audit(references=DENSE, candidates=PRUNED[0], resamples=100, smoothing=0.5)
+    by_value = [MEASURES[name]() for name in MEASURES]
+    same = bias.audit(references=DENSE, candidates=PRUNED[0], resamples=100, smoothing=0.5, measures=by_value)
+    assert everything.to_json() == same.to_json()  # the pseudo-count reaches those that have none of their own
+    own = bias.audit(references=DENSE, candidates=PRUNED[0], measures=[MEASURES["cev"](smoothing=0.5)], resamples=100)
+    assert own.cev == everything.cev and own.cev_interval.method == everything.cev_interval.method == "basic"
+    with pytest.raises(UserError, match="'calibration_error' stands there twice"):
+        bias.floor([DENSE, PRUNED[0]], measures=[ten, fifteen])
+
+
+def test_what_is_remembered_of_a_network_changes_nothing():
+    """The second pair of a network is served from what the first left behind, in either order."""
+    fresh = [Predictions.from_logits(LABELS, each.logits.copy()) for each in (DENSE, PRUNED[0])]
+    measures = [MEASURES[name]() for name in MEASURES]
+    first, back, again = (
+        [table.point()[0] for table in (Table([pair_of(a, b, 4)], [each]) for each in measures)]
+        for a, b in (fresh, fresh[::-1], [Predictions.from_logits(LABELS, each.logits.copy()) for each in fresh[::-1]])
+    )
+    assert back == again and first != back
+
+
+def test_part_of_a_table_has_the_same_resamples():
+    pairs = [pair_of(DENSE, each, 4) for each in PRUNED]
+    for wanted in (True, False):
+        measures = [MEASURES[name]() for name in MEASURES if MEASURES[name].needs_logits is wanted]
+        table = Table(pairs, measures)
+        whole, left_out = bias.bootstrap(table, resamples=60, seed=0, unit="both"), table.jackknife()
+        for measure in measures:
+            part = table.only([measure])
+            assert np.array_equal(
+                bias.bootstrap(part, resamples=60, seed=0, unit="both")[measure.name], whole[measure.name]
+            )
+            assert np.array_equal(part.jackknife()[measure.name], left_out[measure.name], equal_nan=True)
+            assert np.array_equal(part.point()[0][measure.name], table.point()[0][measure.name])
 
 
 # Bad input
@@ -688,7 +933,7 @@ BAD = {
     "smoothing: 1e.07 is above 1e.06": lambda: bias.audit(references=DENSE, candidates=PRUNED, smoothing=1e7),
     "seed: -1 is negative": lambda: bias.audit(references=DENSE, candidates=PRUNED, seed=-1),
     "resamples: 99 are too few": lambda: bias.audit(references=DENSE, candidates=PRUNED, resamples=99),
-    "resamples: 5 are too few": lambda: bias.compare(references=DENSE, first=PRUNED[0], second=PRUNED[1], resamples=5),
+    "resamples: 5 are too few": lambda: bias.audit(references=DENSE, candidates=PRUNED[0], resamples=5),
     "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
 

@@ -1,40 +1,32 @@
 """Bias measures that can be trusted: what one classifier did to each class, compared with another."""
 
 from pipeline.bias.measures import MEASURES, Measure, Pair
-from pipeline.bias.rates import Predictions, Rates, Score, cev, rates, rates_from_confusion, relative_changes, sde
-from pipeline.bias.resampling import (
-    Draws,
-    Interval,
-    Table,
-    bootstrap,
-    class_significance,
-    corrected_interval,
-    holm,
-    interval,
-)
-from pipeline.bias.scoring import Audit, Comparison, Floor, Value, audit, compare
+from pipeline.bias.rates import OverTrials, Rates, cev, rates, rates_from_confusion, relative_changes, sde
+from pipeline.bias.resampling import Interval, Table, bootstrap, class_significance, corrected_interval, interval
+from pipeline.bias.scoring import Audit, Floor, Floors, Value, alone, audit, class_names, floor
+from pipeline.predictions import Predictions
 
 __all__ = [
     "MEASURES",
     "Audit",
-    "Comparison",
-    "Draws",
     "Floor",
+    "Floors",
     "Interval",
     "Measure",
+    "OverTrials",
     "Pair",
     "Predictions",
     "Rates",
-    "Score",
     "Table",
     "Value",
+    "alone",
     "audit",
     "bootstrap",
     "cev",
+    "class_names",
     "class_significance",
-    "compare",
     "corrected_interval",
-    "holm",
+    "floor",
     "interval",
     "rates",
     "rates_from_confusion",

@@ -7,21 +7,41 @@ measure is written once. To add one, register a dataclass with ``counts`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from scipy import sparse
 
-from pipeline.bias.rates import Predictions, cev_of, changes_of, sde_of
+from pipeline.bias.rates import cev_of, changes_of, sde_of
+from pipeline.predictions import Predictions
 from pipeline.registry import Registry, UserError
 
 MEASURES: Registry[Measure] = Registry("measure")
 
 Counts = dict[str, "np.ndarray | sparse.csr_matrix"]
 Sums = dict[str, np.ndarray]
+Found = TypeVar("Found")
+
+
+def once(function: Callable[..., Found]) -> Callable[..., Found]:
+    """A function of a pair or a network, and of plain values, whose answer is kept while that pair or network lives.
+
+    A network is in many pairs (in 2 (K - 1) of the floor of K), and a pair is looked at by many measures.
+    """
+    known: WeakKeyDictionary[Any, dict[tuple, Found]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def asked(each: Any, *options: Any) -> Found:
+        found = known.setdefault(each, {})
+        if options not in found:
+            found[options] = function(each, *options)
+        return found[options]
+
+    return asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +103,16 @@ class Pair:
         """Whether both have logits."""
         return self.reference.logits is not None and self.candidate.logits is not None
 
-    @cached_property
+    @property
     def log_probabilities(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 [N, C] of reference and candidate: log softmax of the logits."""
-        return tuple(log_softmax(each.logits) for _, each in self.both)
+        return log_softmax(self.reference), log_softmax(self.candidate)
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """float64 [N, C]; rows of exponentials sum to 1."""
-    shifted = logits.astype(np.float64)
+@once
+def log_softmax(network: Predictions) -> np.ndarray:
+    """float64 [N, C] of its logits; rows of exponentials sum to 1."""
+    shifted = network.logits.astype(np.float64)
     shifted -= shifted.max(1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(1, keepdims=True))
     return shifted
@@ -104,6 +125,13 @@ def one_hot(columns: np.ndarray, width: int, *, where: np.ndarray | None = None)
     return sparse.csr_matrix((np.ones(ends[-1]), columns[keep], ends), (len(columns), width))
 
 
+class _RegisteredName:
+    """A class attribute that is the registered name until a measure declares another."""
+
+    def __get__(self, measure: Measure | None, kind: type[Measure]) -> str:
+        return kind.name
+
+
 @dataclass(frozen=True)
 class Measure:
     """What all measures declare.
@@ -112,6 +140,25 @@ class Measure:
     examples, each [..., width], and ``sums["examples"]`` [..., 1], and gives the value [...], NaN for none.
     Counts of equal name are equal counts: they are made once. With ``over_trials`` the measure exists for all trials of
     a method together and ``counts`` gets the list of pairs.
+
+    Attributes:
+        name: the one it is registered under.
+        title, source, equation, unit: words for tables.
+        better: ``"lower"``, ``"higher"``, ``"near 1"``, or ``"either way"`` for a signed change.
+        needs_logits: it exists only where both networks have logits.
+        needs_pairing: it exists only where row i is known to be the same example in both.
+        over_trials: it exists for all trials of a method together.
+        lowest: no interval goes below it.
+        noise_free: it estimates what its interval is for, so that an audit shows it inside of it.
+        interval: the method that covers best, see benchmarks/coverage.py.
+        short: heading of a column; the name where a measure has no shorter one.
+        headline: position among the columns of the main tables, 0 for full lists only.
+        compares: it says how candidate and reference differ; False for what the candidate has alone.
+        comparison: how the values of two methods are compared: ``"difference"``, or ``"ratio"`` for a positive value
+            whose spread grows with its size.
+        corrected: name of the measure that estimates it without sampling noise, or an empty string.
+        digits: decimals in tables, None for three significant digits.
+        complement: what 1 - value, in percent, is called where the logarithmic axis of a figure needs it.
     """
 
     name: ClassVar[str]
@@ -119,13 +166,20 @@ class Measure:
     source: ClassVar[str]
     equation: ClassVar[str]
     unit: ClassVar[str]
-    better: ClassVar[str]  # lower, higher, near 1, or either way for a signed change
+    better: ClassVar[str]
     needs_logits: ClassVar[bool] = False
     needs_pairing: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
-    lowest: ClassVar[float] = 0.0  # no interval goes below it
-    noise_free: ClassVar[bool] = False  # estimates what its interval is for, so that an audit shows it inside of it
-    interval: ClassVar[str] = "bca"  # the method that covers best, see benchmarks/coverage.py
+    lowest: ClassVar[float] = 0.0
+    noise_free: ClassVar[bool] = False
+    interval: ClassVar[str] = "bca"
+    short: ClassVar[str] = _RegisteredName()
+    headline: ClassVar[int] = 0
+    compares: ClassVar[bool] = True
+    comparison: ClassVar[str] = "difference"
+    corrected: ClassVar[str] = ""
+    digits: ClassVar[int | None] = None
+    complement: ClassVar[str] = ""
 
     def counts(self, pair: Pair | Sequence[Pair]) -> Counts:
         """What each example contributes."""
@@ -136,6 +190,7 @@ class Measure:
         raise NotImplementedError
 
 
+@once
 def _errors(pair: Pair) -> Counts:
     """False negatives and false positives per class of both networks: all that CEV and SDE depend on.
 
@@ -149,6 +204,7 @@ def _errors(pair: Pair) -> Counts:
     return counts
 
 
+@once
 def _joint_errors(pair: Pair) -> Counts:
     """The errors of a class that both networks make (both miss it, both call an example by its name)."""
     before, after, labels = pair.reference.predictions, pair.candidate.predictions, pair.labels
@@ -204,6 +260,10 @@ class CombinedErrorVariance(Measure):
     equation = "1/(2C) Σ_c |d_c - mean d|²,  d_c = (d_FPR,c, d_FNR,c)"
     unit = "squared percent"
     better = "lower"
+    short = "CEV"
+    headline = 2
+    comparison = "ratio"
+    corrected = "cev_corrected"
     interval = "corrected"
     smoothing: float = 0.0
 
@@ -224,6 +284,10 @@ class SymmetricDistanceError(Measure):
     equation = "1/C Σ_c |d_FPR,c - d_FNR,c| / √2"
     unit = "percent"
     better = "lower"
+    short = "SDE"
+    headline = 3
+    comparison = "ratio"
+    corrected = "sde_corrected"
     interval = "corrected"
     smoothing: float = 0.0
 
@@ -305,6 +369,7 @@ class CorrectedSymmetricDistanceError(Measure):
         return distance_shape(sums) * np.sqrt(np.maximum(squared_distance(sums), 0) / 2)
 
 
+@once
 def _recall(pair: Pair) -> Counts:
     counts: Counts = {"part_size": one_hot(pair.parts, pair.part_count)}
     for word, each in pair.both:
@@ -359,6 +424,7 @@ class WorstRecall(_OfRecalls):
     equation = "min_c recall'_c"
     unit = "share"
     better = "higher"
+    compares = False
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -376,6 +442,7 @@ class RecallRange(_OfRecalls):
     equation = "max_c recall'_c - min_c recall'_c"
     unit = "share"
     better = "lower"
+    compares = False
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -393,6 +460,7 @@ class RecallVariance(_OfRecalls):
     equation = "1/C Σ_c (recall'_c - mean recall')²"
     unit = "squared share"
     better = "lower"
+    compares = False
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -443,9 +511,15 @@ class Accuracy(_OfRecalls):
     equation = "1/N Σ_i [prediction'_i = label_i]"
     unit = "share"
     better = "higher"
+    short = "accuracy"
+    headline = 1
+    compares = False
+    digits = 4
+    complement = "wrong predictions (%)"
 
     def value(self, sums: Sums) -> np.ndarray:
-        return _recalls(sums, "candidate")[1][..., 0]
+        # The number of right answers over N is exact to the last bit; 1 minus a share of wrong ones is not.
+        return ((sums["examples"] - sums["part_wrong_candidate"].sum(-1, keepdims=True)) / sums["examples"])[..., 0]
 
 
 @MEASURES.register("accuracy_change")
@@ -474,6 +548,7 @@ class Churn(Measure):
     equation = "1/N Σ_i [prediction_i ≠ prediction'_i]"
     unit = "share"
     better = "lower"
+    comparison = "ratio"
     needs_pairing = True
 
     def counts(self, pair: Pair) -> Counts:
@@ -540,6 +615,29 @@ class UnanimousExemplars(Measure):
         return sums["all_disagree"][..., 0]
 
 
+@once
+def _divergences(network: Predictions) -> WeakKeyDictionary[Predictions, np.ndarray]:
+    return WeakKeyDictionary()
+
+
+def _divergence(first: Predictions, second: Predictions) -> np.ndarray:
+    """Of each example, float64 [N]; equal to the last bit for either order, so that it is computed for one."""
+    if first in _divergences(second):
+        return _divergences(second)[first]
+    if second not in _divergences(first):
+        p, q = log_softmax(first), log_softmax(second)
+        rows = max(1, 2**15 // p.shape[1])  # few enough to stay in the processor's cache
+        found = [_divergence_of(p[i : i + rows], q[i : i + rows]) for i in range(0, len(p), rows)]
+        _divergences(first)[second] = np.concatenate(found)
+    return _divergences(first)[second]
+
+
+def _divergence_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    middle = np.logaddexp(first, second) - np.log(2)
+    divergence = 0.5 * (np.exp(first) * (first - middle) + np.exp(second) * (second - middle)).sum(1)
+    return np.maximum(divergence, 0.0)
+
+
 @MEASURES.register("js_divergence")
 @dataclass(frozen=True)
 class JensenShannonDivergence(Measure):
@@ -550,29 +648,31 @@ class JensenShannonDivergence(Measure):
     equation = "1/N Σ_i [KL(p_i|m_i) + KL(q_i|m_i)] / 2,  m_i = (p_i + q_i) / 2"
     unit = "nats"
     better = "lower"
+    comparison = "ratio"
     needs_logits = True
     needs_pairing = True
 
     def counts(self, pair: Pair) -> Counts:
-        first, second = pair.log_probabilities
-        middle = np.logaddexp(first, second) - np.log(2)
-        divergence = 0.5 * (np.exp(first) * (first - middle) + np.exp(second) * (second - middle)).sum(1)
-        return {"js": np.maximum(divergence, 0.0)}
+        return {"js": _divergence(pair.reference, pair.candidate)}
 
     def value(self, sums: Sums) -> np.ndarray:
         return (sums["js"] / sums["examples"])[..., 0]
 
 
+@once
+def _calibration_gaps(network: Predictions, bins: int) -> sparse.csr_matrix:
+    """[N, bins]: right (1) or wrong (0) minus the confidence, in the bin of the confidence."""
+    log_probability = log_softmax(network)
+    confidence = np.exp(log_probability.max(1))
+    # Bins are open below and closed above, as in Guo et al. 2017; the last one holds confidence 1.
+    place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = one_hot(place, bins)
+    gap.data = (network.labels == log_probability.argmax(1)) - confidence
+    return gap
+
+
 def _calibration(pair: Pair, bins: int) -> Counts:
-    counts = {}
-    for (word, each), log_probability in zip(pair.both, pair.log_probabilities, strict=True):
-        confidence = np.exp(log_probability.max(1))
-        # Bins are open below and closed above, as in Guo et al. 2017; the last one holds confidence 1.
-        place = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-        gap = one_hot(place, bins)
-        gap.data = (each.labels == log_probability.argmax(1)) - confidence
-        counts[f"calibration_{word}_{bins}"] = gap
-    return counts
+    return {f"calibration_{word}_{bins}": _calibration_gaps(each, bins) for word, each in pair.both}
 
 
 @MEASURES.register("calibration_error")
@@ -585,6 +685,7 @@ class CalibrationError(Measure):
     equation = "Σ_b n_b/N |accuracy'_b - confidence'_b|"
     unit = "share"
     better = "lower"
+    compares = False
     interval = "basic"
     needs_logits = True
     bins: int = 15
@@ -609,21 +710,25 @@ class CalibrationErrorChange(CalibrationError):
     equation = "ECE' - ECE"
     lowest = -np.inf
     better = "lower"
+    compares = True
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - np.abs(sums[f"calibration_reference_{self.bins}"] / sums["examples"]).sum(-1)
 
 
+@once
+def _in_top(network: Predictions, k: int) -> np.ndarray:
+    """bool [N]: the label is among the k largest logits."""
+    own = np.take_along_axis(network.logits, network.labels[:, None], 1)
+    # Classes ahead of the true one: larger logits, and equal ones of a lower number, so that k = 1 is the argmax.
+    ahead = (network.logits > own).sum(1)
+    ahead += ((network.logits == own) & (np.arange(network.logits.shape[1]) < network.labels[:, None])).sum(1)
+    return ahead < k
+
+
 def _top(pair: Pair, k: int) -> Counts:
-    counts = {}
-    for word, each in pair.both:
-        own = np.take_along_axis(each.logits, each.labels[:, None], 1)
-        # Classes ahead of the true one: larger logits, and equal ones of a lower number, so that k = 1 is the argmax.
-        ahead = (each.logits > own).sum(1)
-        ahead += ((each.logits == own) & (np.arange(each.logits.shape[1]) < each.labels[:, None])).sum(1)
-        counts[f"top_{k}_{word}"] = ahead < k
-    return counts
+    return {f"top_{k}_{word}": _in_top(each, k) for word, each in pair.both}
 
 
 @MEASURES.register("top5_accuracy")
@@ -636,6 +741,7 @@ class TopFiveAccuracy(Measure):
     equation = "1/N Σ_i [label_i among the 5 largest logits'_i]"
     unit = "share"
     better = "higher"
+    compares = False
     needs_logits = True
 
     def counts(self, pair: Pair) -> Counts:
@@ -653,6 +759,7 @@ class TopFiveAccuracyChange(TopFiveAccuracy):
     title = "Change of top-5 accuracy"
     equation = "top5' - top5"
     lowest = -np.inf
+    compares = True
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - (sums["top_5_reference"] / sums["examples"])[..., 0]

@@ -7,110 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.predictions import Predictions, checked_confusion, refuse_one_class
 from pipeline.registry import UserError
 
 UNDEFINED = ("omit", "error")
 AVERAGES = ("trials", "rates")
 LARGEST_SMOOTHING = 1e6  # pseudo-counts beyond any test set: every relative change would be nearly 0
-LARGEST_EXPANSION = 10_000_000  # examples that a confusion matrix may be written out to, some gigabytes of memory
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What one classifier said about a labelled test set; row *i* is the same example in every one of a study.
-
-    Attributes:
-        labels: int64 [N], true class of each example, counted from 0.
-        predictions: int64 [N], predicted class.
-        logits: float [N, C] or None; the measures of confidence need them.
-        classes: the C class names in the order of the numbers, or None.
-        groups: int64 [N] or None, a second column to report by (a sensitive attribute, a domain).
-        group_names: names of the groups in the order of their numbers, or None.
-        source: how messages name it, usually a file.
-        paired: False when only a confusion matrix is known, so that row *i* is just some example of its class.
-
-    Raises:
-        UserError: empty, of unequal lengths, out of range, not finite, or fewer than two classes.
-    """
-
-    labels: np.ndarray
-    predictions: np.ndarray
-    logits: np.ndarray | None = None
-    classes: tuple[str, ...] | None = None
-    groups: np.ndarray | None = None
-    group_names: tuple[str, ...] | None = None
-    source: str = "predictions"
-    paired: bool = True
-
-    def __post_init__(self) -> None:
-        labels = _integers(self.labels, self.source, "labels")
-        predictions = _integers(self.predictions, self.source, "predictions")
-        if not len(labels):
-            raise UserError(f"{self.source}: no examples; give at least one")
-        if len(labels) != len(predictions):
-            raise UserError(f"{self.source}: {len(labels)} labels but {len(predictions)} predictions; give one of each")
-        count = int(max(labels.max(), predictions.max())) + 1
-        if self.logits is not None:
-            logits = _logits(self.logits, self.source)
-            if len(logits) != len(labels):
-                raise UserError(
-                    f"{self.source}: {len(labels)} labels but {len(logits)} rows of logits; give one of each"
-                )
-            if count > logits.shape[1]:
-                raise UserError(
-                    f"{self.source}: label {count - 1} is out of range for {logits.shape[1]} columns of logits"
-                )
-            object.__setattr__(self, "logits", logits)
-        if self.classes is not None:
-            classes = tuple(str(name) for name in self.classes)
-            wanted = self.logits.shape[1] if self.logits is not None else count
-            if count > len(classes) or (self.logits is not None and len(classes) != wanted):
-                raise UserError(f"{self.source}: {len(classes)} class names for {wanted} classes; name each class once")
-            object.__setattr__(self, "classes", classes)
-        if self.groups is not None:
-            groups = _integers(self.groups, self.source, "groups")
-            if len(groups) != len(labels):
-                raise UserError(f"{self.source}: {len(labels)} labels but {len(groups)} groups; give one of each")
-            object.__setattr__(self, "groups", groups)
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "predictions", predictions)
-
-    @classmethod
-    def from_logits(
-        cls, labels: np.ndarray, logits: np.ndarray, *, classes: Sequence[str] | None = None, source: str = "logits"
-    ) -> Predictions:
-        """Predicts the class of the largest logit, the first one among equals."""
-        logits = _logits(logits, source)
-        names = tuple(classes) if classes is not None else None
-        return cls(labels, logits.argmax(1), logits=logits, classes=names, source=source)
-
-    @classmethod
-    def from_confusion(
-        cls, confusion: np.ndarray, *, classes: Sequence[str] | None = None, source: str = "confusion matrix"
-    ) -> Predictions:
-        """The examples that a confusion matrix [C, C] counts (rows = true class), by class; ``paired`` is False.
-
-        Raises:
-            UserError: no counts, or more than ten million examples, each of which takes memory.
-        """
-        confusion = _confusion(confusion, source)
-        if confusion.sum() > LARGEST_EXPANSION:
-            raise UserError(
-                f"{source}: the confusion matrix counts {confusion.sum():,} examples, more than {LARGEST_EXPANSION:,}; "
-                "give the counts of a smaller test set"
-            )
-        labels, predictions = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices(confusion.shape))
-        names = tuple(classes) if classes is not None else tuple(str(c) for c in range(len(confusion)))
-        return cls(labels, predictions, classes=names, source=source, paired=False)
-
-    @property
-    def class_count(self) -> int:
-        """The number of classes, as far as this alone tells: names, else columns of logits, else the largest number."""
-        if self.classes is not None:
-            return len(self.classes)
-        if self.logits is not None:
-            return self.logits.shape[1]
-        return int(max(self.labels.max(), self.predictions.max())) + 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +52,8 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Score:
-    """A value of CEV or SDE with what it rests on.
+class OverTrials:
+    """CEV or SDE over one or several trials, with what the value rests on.
 
     Attributes:
         value: the mean over trials (``average="trials"``), or the value of the averaged rates (``average="rates"``).
@@ -189,7 +91,7 @@ def rates(labels: np.ndarray, predictions: np.ndarray, *, classes: int | None = 
     count = classes if classes is not None else both.class_count
     if both.class_count > count:
         raise UserError(f"predictions: class {both.class_count - 1} is out of range for {count} classes")
-    _two_classes(count, both.source)
+    refuse_one_class(count, both.source)
     wrong = both.labels != both.predictions
     return Rates.from_counts(
         np.bincount(both.predictions[wrong], minlength=count),
@@ -204,7 +106,7 @@ def rates_from_confusion(confusion: np.ndarray) -> Rates:
     Raises:
         UserError: not square, negative, not whole numbers, empty, or fewer than two classes.
     """
-    confusion = _confusion(confusion, "confusion matrix")
+    confusion = checked_confusion(confusion, "confusion matrix")
     right = confusion.diagonal()
     return Rates.from_counts(confusion.sum(0) - right, confusion.sum(1) - right, confusion.sum(1))
 
@@ -250,7 +152,7 @@ def cev(
     halved: bool = True,
     undefined: str = "omit",
     smoothing: float = 0.0,
-) -> Score:
+) -> OverTrials:
     """Combined Error Variance: how unevenly the classes' error rates changed, in squared percent.
 
     CEV = (1 / 2C) sum_c |d_c - mean_c d|^2 with d_c = (d_FPR,c, d_FNR,c) in percent (Blakeney et al. 2021, "Simon Says:
@@ -273,7 +175,7 @@ def cev(
         UserError: see ``relative_changes``.
     """
     factor = 1.0 if halved else 2.0
-    return _score(
+    return _over_trials(
         reference,
         candidate,
         lambda d, used: factor * cev_of(d, used),
@@ -290,13 +192,13 @@ def sde(
     average: str = "trials",
     undefined: str = "omit",
     smoothing: float = 0.0,
-) -> Score:
+) -> OverTrials:
     """Symmetric Distance Error: how differently false positives and false negatives changed, in percent.
 
     SDE = (1 / C) sum_c |d_FPR,c - d_FNR,c| / sqrt(2), the mean distance of the classes from the line d_FPR = d_FNR
     (Blakeney et al. 2021; paper and code agree). Arguments and errors are those of ``cev``.
     """
-    return _score(reference, candidate, sde_of, average, undefined=undefined, smoothing=smoothing)
+    return _over_trials(reference, candidate, sde_of, average, undefined=undefined, smoothing=smoothing)
 
 
 def changes_of(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -339,7 +241,7 @@ def _smoothed(rates: Rates, smoothing: float) -> np.ndarray:
     )
 
 
-def _score(reference, candidate, value, average: str, *, undefined: str, smoothing: float) -> Score:
+def _over_trials(reference, candidate, value, average: str, *, undefined: str, smoothing: float) -> OverTrials:
     if average not in AVERAGES:
         raise UserError(f"average: '{average}' is not known; one of {', '.join(AVERAGES)}")
     references, candidates = paired_up(reference, candidate, Rates)
@@ -350,7 +252,7 @@ def _score(reference, candidate, value, average: str, *, undefined: str, smoothi
         for before, after in zip(references, candidates, strict=True)
     ]
     values = tuple(float(value(changes, used)) for changes, used in pairs)
-    return Score(
+    return OverTrials(
         value=float(np.mean(values)),
         spread=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         trials=values,
@@ -390,55 +292,3 @@ def refuse_smoothing(smoothing: float) -> None:
         raise UserError(f"smoothing: {smoothing} is negative; give a pseudo-count of 0 or more")
     if smoothing > LARGEST_SMOOTHING:
         raise UserError(f"smoothing: {smoothing:g} is above {LARGEST_SMOOTHING:g}; give a pseudo-count such as 0.5")
-
-
-def _two_classes(count: int, source: str) -> None:
-    if count < 2:
-        raise UserError(f"{source}: only one class; error rates need at least two")
-
-
-def _integers(values: np.ndarray, source: str, name: str) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 1:
-        raise UserError(f"{source}: {name} have shape {list(values.shape)}; give one number per example")
-    if not len(values):
-        return values.astype(np.int64)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError(f"{source}: {name} hold NaN or infinity; give class numbers counted from 0")
-    whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((np.mod(values, 1) == 0).all()))
-    if not whole:
-        raise UserError(f"{source}: {name} are not whole numbers; give class numbers counted from 0")
-    if values.min() < 0:
-        raise UserError(f"{source}: {name} hold {int(values.min())}, out of range; count classes from 0")
-    if values.max() > 10_000_000:
-        raise UserError(f"{source}: {name} hold {int(values.max())}, out of range for a class number")
-    return values.astype(np.int64)
-
-
-def _logits(logits: np.ndarray, source: str) -> np.ndarray:
-    logits = np.asarray(logits)
-    if logits.ndim != 2 or logits.dtype.kind not in "fiu":
-        raise UserError(f"{source}: logits have shape {list(logits.shape)}; give numbers [examples, classes]")
-    bad = ~np.isfinite(logits)
-    if bad.any():
-        raise UserError(
-            f"{source}: logits hold NaN or infinity, first in row {int(bad.any(1).argmax())}; mend the model"
-        )
-    return logits
-
-
-def _confusion(confusion: np.ndarray, source: str) -> np.ndarray:
-    confusion = np.asarray(confusion)
-    if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-        raise UserError(f"{source}: shape {list(confusion.shape)} is not square; give counts [classes, classes]")
-    _two_classes(len(confusion), source)
-    if confusion.dtype.kind == "f" and not np.isfinite(confusion).all():
-        raise UserError(f"{source}: a confusion matrix holds counts; NaN or infinity was found")
-    if confusion.dtype.kind not in "iuf" or not (confusion >= 0).all() or (confusion != np.round(confusion)).any():
-        raise UserError(f"{source}: a confusion matrix holds counts; negative or broken numbers were found")
-    total = confusion.sum(dtype=np.float64)
-    if not total:
-        raise UserError(f"{source}: no examples; give at least one")
-    if total > 2**53:
-        raise UserError(f"{source}: the confusion matrix counts {total:.3g} examples; more than 2^53 are not exact")
-    return confusion.astype(np.int64)

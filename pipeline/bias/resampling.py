@@ -9,6 +9,7 @@ approximation of it; one sparse product then gives the sums of a whole batch of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.bias.measures import (
     squared_distance,
 )
 from pipeline.registry import UserError
+from pipeline.statistics import holm
 
 METHODS = ("basic", "percentile", "bca")  # by bootstrap; "corrected" is the one of corrected_interval
 UNITS = ("examples", "seeds", "both")
@@ -65,17 +67,35 @@ class Table:
     def __init__(self, pairs: Sequence[Pair], measures: Sequence[Measure]) -> None:
         self.pairs, self.measures = list(pairs), list(measures)
         self.examples = len(pairs[0].labels)
-        blocks, self._slices, start = [], {}, 0
+        blocks, self._slices, self._used, start = [], {}, {}, 0
         for trial, name, block in self._counts():
-            block = sparse.csr_matrix(block if sparse.issparse(block) else np.asarray(block, np.float64).reshape(-1, 1))
+            block = columns_of(block)
             self._slices[trial, name] = slice(start, start + block.shape[1])
             start += block.shape[1]
             blocks.append(block)
         rows = sparse.hstack(blocks, format="csr")
-        self.cell, first = self._cells(rows)
+        self.cell, self._first = self._cells(rows)
         self.multiplicity = np.bincount(self.cell)
-        self.contributions = rows[first]
+        self.contributions = rows[self._first]
         self._transposed = self.contributions.T.tocsr()
+        # Resamples in one product: a few megabytes. It decides which random numbers belong to which resample.
+        self._batch = int(np.clip(2**18 // max(self.contributions.shape), 16, 256))
+
+    def only(self, measures: Sequence[Measure]) -> Table:
+        """The same cells and the same resamples for some of the measures, without the columns of the others."""
+        part = copy(self)
+        part.measures = list(measures)
+        part._used = {each.name: self._used[each.name] for each in measures}
+        wanted = dict.fromkeys(place for places in part._used.values() for place in places)
+        part._slices, columns, start = {}, [], 0
+        for place in wanted:
+            own = np.arange(self._slices[place].start, self._slices[place].stop)
+            part._slices[place] = slice(start, start + len(own))
+            start += len(own)
+            columns.append(own)
+        part._transposed = self._transposed[np.concatenate(columns)]
+        part.contributions = part._transposed.T.tocsr()
+        return part
 
     def _counts(self):
         for measure in self.measures:
@@ -84,22 +104,25 @@ class Table:
                 if measure.over_trials
                 else [(trial, measure.counts(pair)) for trial, pair in enumerate(self.pairs)]
             )
+            self._used[measure.name] = [(trial, name) for trial, counts in found for name in counts]
             for trial, counts in found:
                 for name, block in counts.items():
                     if (trial, name) not in self._slices:
                         yield trial, name, block
 
     def _cells(self, rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-        if any(measure.needs_logits for measure in self.measures):
+        if self._real:
             return np.arange(self.examples), np.arange(self.examples)  # real numbers: no two examples are alike
-        code = np.zeros(self.examples, np.int64)
         columns = [self.pairs[0].labels, self.pairs[0].parts]
         columns += [each.predictions for pair in self.pairs for each in (pair.reference, pair.candidate)]
-        for column in columns:
-            code = np.unique(code * (column.max() + 1) + column, return_inverse=True)[1]
+        code = _numbered(columns)
         code = np.where(rows.getnnz(1) == 0, 0, code + 1)  # examples that contribute nothing are one cell
         _, first, cell = np.unique(code, return_index=True, return_inverse=True)
         return cell, first
+
+    @property
+    def _real(self) -> bool:
+        return any(measure.needs_logits for measure in self.measures)
 
     def sums(self, weights: np.ndarray) -> list[Sums]:
         """Sums of each trial, then of all trials together, when cell k counts weights[k, b] times; each [b, width]."""
@@ -112,33 +135,22 @@ class Table:
 
     def values(self, sums: list[Sums]) -> dict[str, np.ndarray]:
         """Each measure per trial, [b, trials], or [b, 1] where it is one of all trials together."""
+        trials = {name: np.stack([each[name] for each in sums[:-1]]) for name in sums[0]}
         return {
-            measure.name: np.stack(
-                [measure.value(sums[-1])] if measure.over_trials else [measure.value(each) for each in sums[:-1]], 1
+            # Contiguous: the order in which a mean over trials adds them, and so its last bit, depends on it.
+            measure.name: np.ascontiguousarray(
+                measure.value(sums[-1])[:, None] if measure.over_trials else measure.value(trials).T
             )
             for measure in self.measures
         }
 
-    def averaged(self, sums: list[Sums], shares: np.ndarray) -> dict[str, np.ndarray]:
-        """Each measure of the trials' mean sums, [b]; ``shares`` [b, trials] weighs the trials."""
-        found = {}
-        for measure in self.measures:
-            if not measure.over_trials:
-                mean = {
-                    name: sum(shares[:, [trial]] * each[name] for trial, each in enumerate(sums[:-1]))
-                    for name in sums[0]
-                }
-                found[measure.name] = measure.value(mean)
-        return found
-
     def point(self) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-        """The measures of the examples as they are: per trial [trials], and of the averaged sums."""
+        """The measures of the examples as they are: per trial [trials], and of the trials' mean sums."""
         sums = self.sums(self.multiplicity[:, None].astype(np.float64))
-        trials = len(self.pairs)
-        averaged = self.averaged(sums, np.full((1, trials), 1 / trials))
-        return {name: value[0] for name, value in self.values(sums).items()}, {
-            name: float(value[0]) for name, value in averaged.items()
-        }
+        share = 1 / len(self.pairs)
+        mean = {name: sum(share * each[name] for each in sums[:-1]) for name in sums[0]}
+        averaged = {each.name: float(each.value(mean)[0]) for each in self.measures if not each.over_trials}
+        return {name: value[0] for name, value in self.values(sums).items()}, averaged
 
     def draw(self, size: int, generator: np.random.Generator) -> np.ndarray:
         """How often each cell occurs among N examples drawn with replacement: float64 [cells, size]."""
@@ -160,52 +172,69 @@ class Table:
 
     def batches(self, resamples: int, generator: np.random.Generator) -> Iterator[list[Sums]]:
         """Sums of bootstrap resamples, in batches that stay within a few megabytes."""
-        cells, columns = self.contributions.shape
-        batch = int(np.clip(2**18 // max(cells, columns), 16, 256))
-        for start in range(0, resamples, batch):
-            yield self.sums(self.draw(min(batch, resamples - start), generator))
+        for start in range(0, resamples, self._batch):
+            yield self.sums(self.draw(min(self._batch, resamples - start), generator))
 
-    def jackknife(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Values with one example of each cell left out: measure -> [cells, trials], and of averaged sums, [cells]."""
-        cells, columns = self.contributions.shape
-        step = max(1, 2**21 // columns)
-        trials = len(self.pairs)
+    def jackknife(self) -> dict[str, np.ndarray]:
+        """Values with one example of each cell left out: measure -> [cells, trials], or [cells, 1] of all trials."""
         whole = self.sums(self.multiplicity[:, None].astype(np.float64))
-        values: dict[str, list] = {}
-        averaged: dict[str, list] = {}
-        for start in range(0, cells, step):
-            rows = self.contributions[start : start + step].toarray()
-            sums: list[Sums] = [{"examples": each["examples"] - np.ones((len(rows), 1))} for each in whole]
-            for (trial, name), place in self._slices.items():
-                sums[trial][name] = whole[trial][name] - rows[:, place]
-            for found, into in (
-                (self.values(sums), values),
-                (self.averaged(sums, np.full((len(rows), trials), 1 / trials)), averaged),
-            ):
-                for name, value in found.items():
-                    into.setdefault(name, []).append(value)
-        return tuple({name: np.concatenate(value) for name, value in each.items()} for each in (values, averaged))
+        found: dict[str, list[np.ndarray]] = {each.name: [] for each in self.measures}
+        for trial in range(-1, len(self.pairs)):
+            own = [each for each in self.measures if each.over_trials == (trial < 0)]
+            if not own:
+                continue
+            first, kind = self._kinds(trial)
+            places = {name: place for (of, name), place in self._slices.items() if of == trial}
+            step = max(1, 2**21 // sum(place.stop - place.start for place in places.values()))
+            values: dict[str, list[np.ndarray]] = {each.name: [] for each in own}
+            for start in range(0, len(first), step):
+                chosen = first[start : start + step]
+                sums: Sums = {"examples": whole[trial]["examples"] - np.ones((len(chosen), 1))}
+                for name, place in places.items():
+                    sums[name] = whole[trial][name] - self.contributions[chosen, place].toarray()
+                for each in own:
+                    values[each.name].append(each.value(sums))
+            for name, parts in values.items():
+                found[name].append(np.concatenate(parts)[kind])
+        return {name: np.stack(columns, 1) for name, columns in found.items()}
+
+    def _kinds(self, trial: int) -> tuple[np.ndarray, np.ndarray]:
+        """Cells that differ in what they contribute to one trial, one of each kind, and the kind of every cell."""
+        cells = np.arange(len(self.multiplicity))
+        if trial < 0 or self._real:
+            return cells, cells
+        pair = self.pairs[trial]
+        columns = (pair.labels, self.pairs[0].parts, pair.reference.predictions, pair.candidate.predictions)
+        # Where all trials agree that an example contributes nothing its cell has another number, but is no other kind.
+        return np.unique(
+            _numbered([column[self._first] for column in columns]), return_index=True, return_inverse=True
+        )[1:]
 
 
-@dataclass(frozen=True, eq=False)
-class Draws:
-    """Bootstrap values.
-
-    Attributes:
-        mean: measure -> [resamples], the mean over trials.
-        averaged: measure -> [resamples], of the averaged sums; empty for a single trial, where it is the mean.
-        trials: measure -> [resamples, trials], each trial on the same resample of the examples.
-        unit: what was resampled.
-    """
-
-    mean: dict[str, np.ndarray]
-    averaged: dict[str, np.ndarray]
-    trials: dict[str, np.ndarray]
-    unit: str
+def columns_of(counts: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:
+    """Counts [N] or [N, width] as a sparse matrix [N, width]."""
+    if sparse.issparse(counts):
+        return sparse.csr_matrix(counts)
+    counts = np.asarray(counts, np.float64)
+    return sparse.csr_matrix(counts.reshape(len(counts), -1))
 
 
-def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples") -> Draws:
-    """Values of every measure of the table on resamples.
+def total(counts: np.ndarray | sparse.csr_matrix) -> np.ndarray:
+    """Sum over examples of counts [N] or [N, width], one after the other as the sums of a table are: [width]."""
+    columns = columns_of(counts)
+    return np.bincount(columns.indices, weights=columns.data, minlength=columns.shape[1])
+
+
+def _numbered(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Equal rows get equal numbers from 0: int64 [rows]."""
+    code = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        code = np.unique(code * (column.max() + 1) + column, return_inverse=True)[1]
+    return code
+
+
+def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples") -> dict[str, np.ndarray]:
+    """The mean over trials of every measure of the table on resamples: name -> [resamples].
 
     ``examples`` draws test examples and keeps the trials: what another test set would give for these networks.
     ``seeds`` draws trials and keeps the examples: what other seeds would give on this test set. ``both`` nests them.
@@ -227,9 +256,7 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
         raise UserError(f"resamples: {resamples}; give at least 1")
     # Two streams, so that the same examples are drawn whether or not trials are.
     for_examples, for_trials = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    means: dict[str, list] = {}
-    averages: dict[str, list] = {}
-    all_values: dict[str, list] = {}
+    means: dict[str, list[np.ndarray]] = {}
     for sums in _still(table, resamples) if unit == "seeds" else table.batches(resamples, for_examples):
         size = len(sums[0]["examples"])
         shares = np.full((size, trials), 1 / trials)
@@ -241,12 +268,7 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
             if value.shape[1] == trials > 1 and unit != "examples":
                 mean = mean + np.sqrt(trials / (trials - 1)) * ((shares * value).sum(1) - mean)
             means.setdefault(name, []).append(mean)
-            all_values.setdefault(name, []).append(value)
-        for name, value in (table.averaged(sums, shares) if trials > 1 else {}).items():
-            averages.setdefault(name, []).append(value)
-    return Draws(
-        *({name: np.concatenate(value) for name, value in each.items()} for each in (means, averages, all_values)), unit
-    )
+    return {name: np.concatenate(value) for name, value in means.items()}
 
 
 def _still(table: Table, resamples: int) -> Iterator[list[Sums]]:
@@ -329,12 +351,7 @@ class _SquaredDistance(CorrectedSymmetricDistanceError):
 
 
 def corrected_interval(
-    pairs: Sequence[Pair],
-    name: str,
-    *,
-    level: float = 0.95,
-    unit: str = "examples",
-    signs: Sequence[float] | None = None,
+    pairs: Sequence[Pair], name: str, *, level: float = 0.95, unit: str = "examples"
 ) -> Interval | None:
     """An interval for the CEV or SDE that an endless test set would give.
 
@@ -348,49 +365,59 @@ def corrected_interval(
     Args:
         pairs: the trials.
         name: cev, sde, cev_corrected or sde_corrected.
-        signs: weights of the trials instead of their mean, for a difference of two methods; CEV only.
 
     Returns:
-        None where the corrected value does not exist, or for a difference of SDE, whose root cannot be brought back.
+        None where the corrected value does not exist.
     """
-    squared = name.startswith("sde")
-    if squared and signs is not None:
-        return None
-    measure = _SquaredDistance() if squared else MEASURES["cev_corrected"]()
-    table = Table(pairs, [measure])
-    weights = np.full(len(pairs), 1 / len(pairs)) if signs is None else np.asarray(signs)
-    per_trial = table.point()[0][measure.name]
-    left_out = table.jackknife()[0][measure.name] @ weights
+    return corrected_intervals(pairs, [name], level=level, unit=unit)[name]
+
+
+def corrected_intervals(
+    pairs: Sequence[Pair], names: Sequence[str], *, level: float = 0.95, unit: str = "examples"
+) -> dict[str, Interval | None]:
+    """See ``corrected_interval``; what the intervals of several measures share is done once."""
+    behind = {name: _SquaredDistance() if name.startswith("sde") else MEASURES["cev_corrected"]() for name in names}
+    table = Table(pairs, list({each.name: each for each in behind.values()}.values()))
+    sums = table.sums(table.multiplicity[:, None].astype(np.float64))
+    per_trial, left_out = table.values(sums), table.jackknife()
+    found: dict[str, Interval | None] = {}
+    for name, measure in behind.items():
+        reach = _reach(per_trial[measure.name][0], left_out[measure.name], table.multiplicity, level, unit)
+        if reach is None:
+            found[name] = None
+            continue
+        estimate, reach = reach
+        low, high = float(estimate - reach), float(estimate + reach)
+        if name.startswith("sde"):
+            shape = np.mean([distance_shape(each)[0] for each in sums[:-1]])
+            low, high = (float(shape * np.sqrt(max(end, 0) / 2)) for end in (low, high))
+        else:
+            plain = MEASURES["cev"]()
+            observed = float(np.array([plain.value(each)[0] for each in sums[:-1]]).mean())
+            low, high = _score_interval(estimate, observed, reach**2)
+        found[name] = Interval(low, high, level, "corrected", unit, 0, "for the value without sampling noise")
+    return found
+
+
+def _reach(
+    per_trial: np.ndarray, left_out: np.ndarray, multiplicity: np.ndarray, level: float, unit: str
+) -> tuple[float, float] | None:
+    """The mean over trials and how far its symmetric interval reaches to either side, or None."""
+    weights = np.full(len(per_trial), 1 / len(per_trial))
+    left_out = left_out @ weights
     estimate = float(per_trial @ weights)
     if not np.isfinite(estimate) or not np.isfinite(left_out).all():
         return None
-    n, m = table.examples, table.multiplicity
+    n, m = multiplicity.sum(), multiplicity
     examples = (n - 1) / n * (m * (left_out - np.average(left_out, weights=m)) ** 2).sum()
     seeds, freedom = 0.0, np.inf
-    if unit in ("seeds", "both"):
-        parts = []
-        for weight in np.unique(weights):  # one method each
-            own = per_trial[weights == weight]
-            if len(own) > 1:
-                parts.append((weight**2 * len(own) * own.var(ddof=1), len(own) - 1))
-        seeds = sum(part for part, _ in parts)
+    if unit in ("seeds", "both") and len(per_trial) > 1:
+        seeds = weights[0] ** 2 * len(per_trial) * per_trial.var(ddof=1)
         if seeds > 0:
             total = seeds + (examples if unit == "both" else 0)
-            freedom = total**2 / sum(part**2 / own for part, own in parts)
+            freedom = total**2 / (seeds**2 / (len(per_trial) - 1))
     variance = (examples if unit != "seeds" else 0) + seeds
-    quantile = stdtrit(freedom, (1 + level) / 2)
-    note = "for the value without sampling noise"
-    reach = quantile * np.sqrt(variance)
-    low, high = float(estimate - reach), float(estimate + reach)
-    if squared:
-        plain = Table(pairs, [MEASURES["sde"]()])
-        sums = plain.sums(plain.multiplicity[:, None].astype(np.float64))[:-1]
-        shape = np.mean([distance_shape(each)[0] for each in sums])
-        low, high = (float(shape * np.sqrt(max(end, 0) / 2)) for end in (low, high))
-    elif signs is None:
-        observed = float(Table(pairs, [MEASURES["cev"]()]).point()[0]["cev"].mean())
-        low, high = _score_interval(estimate, observed, reach**2)
-    return Interval(low, high, level, "corrected", unit, 0, note)
+    return estimate, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
 
 
 def _score_interval(estimate: float, observed: float, reach_squared: float) -> tuple[float, float]:
@@ -408,16 +435,6 @@ def _score_interval(estimate: float, observed: float, reach_squared: float) -> t
     middle = estimate + unit
     reach = np.sqrt(max(middle**2 - estimate**2 + unit * noise, 0.0))
     return max(float(middle - reach), 0.0), max(float(middle + reach), 0.0)
-
-
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Holm's (1979) adjusted p-values [C]; NaN stays NaN and is not counted as a test."""
-    adjusted = np.full(len(p_values), np.nan)
-    tests = np.flatnonzero(~np.isnan(p_values))
-    order = tests[np.argsort(p_values[tests], kind="stable")]
-    stepped = p_values[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return adjusted
 
 
 def class_significance(pairs: Sequence[Pair]) -> tuple[np.ndarray, str]:

@@ -2,20 +2,95 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import permutations
 from typing import Any
 
 import numpy as np
 
-from pipeline.bias.measures import MEASURES, Measure, Pair
-from pipeline.bias.rates import Predictions, changes_of, paired_up, refuse_smoothing
-from pipeline.bias.resampling import Interval, Table, bootstrap, class_significance, corrected_interval, interval
+from pipeline.bias.measures import MEASURES, Measure, Pair, Sums
+from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
+from pipeline.bias.resampling import (
+    Interval,
+    Table,
+    bootstrap,
+    class_significance,
+    corrected_intervals,
+    interval,
+    total,
+)
+from pipeline.predictions import Predictions
 from pipeline.registry import UserError, nearest
+from pipeline.table import Row, grouped, measured, select
 
 FEWEST_RESAMPLES = 100  # the 2.5 % quantile of fewer draws is little more than their smallest
+
+
+PART = ("class", "group")  # which part of the test set
+# What is known of a class or a group: quantity -> unit.
+OF_A_CLASS = {
+    "support": "examples",
+    "fpr_reference": "share",
+    "fnr_reference": "share",
+    "fpr": "share",
+    "fnr": "share",
+    "d_fpr": "percent",
+    "d_fnr": "percent",
+    "excess_accuracy_gap": "share",
+    "p_value": "share",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Floors:
+    """The values of measures between equally good dense networks, of every ordered pair of them.
+
+    Attributes:
+        networks: K.
+        values: measure -> float64 [K, K], reference by candidate; NaN where there is none, as on the diagonal.
+    """
+
+    networks: int
+    values: dict[str, np.ndarray]
+
+    def pairs(self, measure: str) -> np.ndarray:
+        """float64 [K (K - 1)], pairs in order of reference, then of candidate; all NaN for an unknown measure."""
+        apart = ~np.eye(self.networks, dtype=bool)
+        values = self.values.get(measure)
+        return values[apart] if values is not None else np.full(apart.sum(), np.nan)
+
+    def long_rows(self, seeds: Sequence[int]) -> list[Row]:
+        """Rows of the long table, kind ``floor``: of each measure every pair, then their mean with quantiles.
+
+        Args:
+            seeds: of the K networks, in order.
+        """
+        rows = []
+        for name, values in self.values.items():
+            says = {"unit": MEASURES[name].unit, "better": MEASURES[name].better}
+            for (i, reference), (j, candidate) in permutations(enumerate(seeds), 2):
+                rows.append(measured("floor", name, values[i, j], seed=candidate, reference_seed=reference, **says))
+            whole = _floor(self.pairs(name), 0.0)
+            ends = {"low": whole.low, "high": whole.high} if whole else {}
+            rows.append(measured("floor", name, whole.mean if whole else None, **ends, **says))
+        return rows
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Row]) -> Floors:
+        """What ``long_rows`` wrote, from rows of the long table of which others may be there.
+
+        The networks come in order of their first place as a reference.
+        """
+        pairs = [row for row in select(rows, kind="floor") if row.get("seed") is not None]
+        place = {seed: i for i, seed in enumerate(dict.fromkeys(row["reference_seed"] for row in pairs))}
+        values = {}
+        for (name,), of_measure in grouped(pairs, "measure").items():
+            values[name] = np.full((len(place), len(place)), np.nan)
+            for row in of_measure:
+                if row["value"] is not None:
+                    values[name][place[row["reference_seed"]], place[row["seed"]]] = row["value"]
+        return cls(len(place), values)
 
 
 @dataclass(frozen=True)
@@ -50,6 +125,7 @@ class Value:
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
         floor: None without at least two dense networks.
+        over_trials: it is one of all trials together.
     """
 
     measure: str
@@ -62,6 +138,7 @@ class Value:
     trials: tuple[float | None, ...]
     published: float | None
     floor: Floor | None
+    over_trials: bool
 
 
 @dataclass(frozen=True)
@@ -177,34 +254,52 @@ class Audit:
         """One flat dict a class: names, support, rates before and after, changes in percent (None where undefined)."""
         return [dict(row) for row in self.per_class]
 
+    def long_rows(self, seeds: Sequence[int]) -> list[Row]:
+        """Rows of the long table.
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two methods, each compared with its reference; below 0 the first has less of the measure.
+        Kind ``bias``: of each measure the value of each trial, where it exists by trial, then the value with its
+        interval; of each group the mean over trials. Kind ``class``: the quantities of each class, of each class within
+        each group, and, without a class, of each group.
 
-    Attributes:
-        difference: mean over the first method's trials minus mean over the second's.
-        interval: of the difference, over examples, and over seeds where both have several trials.
-        p_examples: permutation p when the two methods' predictions of each example change places; None where the
-            numbers of trials differ. Its null says that they are interchangeable example by example, which is more
-            than equal values.
-        p_seeds: permutation p over trials; None with one trial on either side.
-        smallest_p_seeds: the smallest p_seeds that so few trials can give.
-    """
+        Args:
+            seeds: of the trials, in order; a reference has that of its candidate.
+        """
+        rows = []
+        for name, each in self.measures.items():
+            says = {"unit": each.unit, "better": each.better}
+            if not each.over_trials:
+                rows += [
+                    measured("bias", name, value, seed=seed, reference_seed=seed, **says)
+                    for seed, value in zip(seeds, each.trials, strict=True)
+                ]
+            ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
+            rows.append(measured("bias", name, each.value, **ends, **says))
+        rows += _quantities(self.per_class)
+        if self.groups is not None:
+            for row in self.groups["per_group"]:
+                rows += [
+                    measured("bias", name, row[name], group=row["group"], unit=each.unit, better=each.better)
+                    for name, each in self.measures.items()
+                ]
+            rows += _quantities(self.groups["per_group"])
+            rows += _quantities(self.groups["per_class_within_group"])
+        return rows
 
-    measure: str
-    difference: float
-    interval: Interval | None
-    p_examples: float | None
-    p_seeds: float | None
-    smallest_p_seeds: float | None
+
+def _quantities(found: Sequence[Row]) -> list[Row]:
+    return [
+        measured("class", name, row[name], unit=unit, better="", **{key: row[key] for key in PART if key in row})
+        for row in found
+        for name, unit in OF_A_CLASS.items()
+        if name in row
+    ]
 
 
 def audit(
     *,
     references: Predictions | Sequence[Predictions],
     candidates: Predictions | Sequence[Predictions],
-    floor_references: Sequence[Predictions] = (),
+    floor: Floors | None = None,
     groups: np.ndarray | None = None,
     group_names: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -214,14 +309,14 @@ def audit(
     method: str = "best",
     undefined: str = "omit",
     smoothing: float = 0.0,
-    measures: Sequence[str] | None = None,
+    measures: Sequence[str | Measure] | None = None,
 ) -> Audit:
     """Scores candidates against their references.
 
     Args:
         references: one network for all candidates, or one per candidate (trial i against its own dense parent i).
         candidates: trials of one method.
-        floor_references: K dense networks; the K (K - 1) ordered pairs of them are the floor.
+        floor: what ``floor`` gave for dense networks, with the same smoothing.
         groups: int64 [N], a column to report by; the first candidate's, where it has one.
         group_names, classes: names in the order of the numbers.
         resamples: bootstrap resamples behind each interval, at least 100.
@@ -230,35 +325,30 @@ def audit(
         method: ``"best"`` takes for each measure the one that covers best, see ``Measure.interval``; or ``"basic"``,
             ``"percentile"``, ``"bca"`` for all.
         undefined, smoothing: see ``pipeline.bias.relative_changes``.
-        measures: names; all of them by default. cev and sde are always there.
+        measures: registered ones, by name or with options; all of them by default. cev and sde are always there.
 
     Raises:
         UserError: inputs that do not belong together; an unknown measure; no class with a relative change.
     """
     _refuse_draws(resamples, seed)
     references, candidates = paired_up(references, candidates, Predictions)
-    floor_references = list(floor_references)
-    everything = [*references, *candidates, *floor_references]
-    names = _class_names(everything, classes)
+    everything = [*references, *candidates]
+    names = class_names(everything, classes)
     everything = _in_one_order(everything)
     many = len(references)
     # One object per network keeps "the same reference for all" visible after reordering.
-    references, candidates, floor_references = everything[:many], everything[many : 2 * many], everything[2 * many :]
+    references, candidates = everything[:many], everything[many:]
     count, labels = len(names), references[0].labels
     pairs = [Pair(a, b, count, a.labels, count) for a, b in zip(references, candidates, strict=True)]
     for pair in pairs[1:]:
         Pair(references[0], pair.candidate, count, labels, count)  # refuses other labels than those of the first
-    for each in floor_references:
-        Pair(references[0], each, count, labels, count)
-    if count < 2 or not (labels != labels[0]).any():
-        raise UserError(f"{references[0].source}: only one class among the labels; error rates need at least two")
-    chosen, left_out = _choose(pairs, measures, smoothing)
+    _refuse_one_label(references[0], count)
+    chosen, left_out = _choose([*references, *candidates], measures, smoothing)
     _refuse_undefined(pairs, names, undefined, smoothing)
 
     unit = "both" if len(pairs) > 1 else "examples"
     options = {"resamples": resamples, "seed": seed, "unit": unit, "level": level, "method": method}
-    floors = _floors(floor_references, chosen, count)
-    values = _values(pairs, chosen, smoothing=smoothing, floors=floors, **options)
+    values = _values(pairs, chosen, floor=floor, **options)
     if values["cev"].value is None:
         raise UserError(
             f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
@@ -310,7 +400,7 @@ def audit(
         per_class=per_class,
         measures=values,
         left_out=left_out,
-        floor_networks=len(floor_references) if len(floor_references) > 1 else 0,
+        floor_networks=floor.networks if floor is not None and floor.networks > 1 else 0,
         significance=test,
         groups=_by_group(pairs, groups, group_names, names, chosen, options, smoothing) if groups is not None else None,
         resamples=resamples,
@@ -319,152 +409,125 @@ def audit(
     )
 
 
-def compare(
+def floor(
+    networks: Sequence[Predictions],
     *,
-    references: Predictions | Sequence[Predictions],
-    first: Predictions | Sequence[Predictions],
-    second: Predictions | Sequence[Predictions],
-    measure: str = "cev",
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Comparison:
-    """Is one method's measure below another's on the same test set, such as the CEV of distillation and of fine-tuning?
+    measures: Sequence[str | Measure] | None = None,
+    smoothing: float = 0.0,
+    classes: Sequence[str] | None = None,
+) -> Floors:
+    """What equally good dense networks show among each other: every measure of every ordered pair of them.
 
     Args:
-        references: one network for all, or one per trial; then both methods have as many trials, paired in order.
-        first, second: trials of the two methods.
-        measure: a name in the table of measures that exists per trial.
+        networks: dense networks that differ in nothing but their seed.
+        measures, smoothing, classes: as for ``audit``.
 
     Raises:
-        UserError: as ``audit``; a measure that exists only for all trials together.
+        UserError: inputs that do not belong together; an unknown measure.
     """
-    _refuse_draws(resamples, seed)
-    kind = _measure(measure)
-    if kind.over_trials:
-        raise UserError(f"measure: '{measure}' exists only for all trials together and cannot be compared by trial")
-    shared = isinstance(references, Predictions) or len(references) == 1
-    befores, firsts = paired_up(references, first, Predictions)
-    befores_second, seconds = paired_up(references, second, Predictions)
-    everything = _in_one_order([*befores, *befores_second, *firsts, *seconds])
-    count = len(_class_names(everything, None))
-    half = len(everything) // 2
-    pairs = [Pair(a, b, count, a.labels, count) for a, b in zip(everything[:half], everything[half:], strict=True)]
-    chosen, missing = _choose(pairs, [measure], 0.0)
-    if measure in missing:
-        raise UserError(f"measure: '{measure}' {missing[measure]}")
-    chosen = [each for each in chosen if each.name == measure]
-    table = Table(pairs, chosen)
-    a, b = len(firsts), len(seconds)
-    observed = table.point()[0][measure]
-    weights = np.repeat([1 / a, -1 / b], [a, b])
-    difference = float(observed[:a].mean() - observed[a:].mean())
-    if not np.isfinite(difference):
-        raise UserError(f"measure: '{measure}' does not exist for every trial, so there is no difference")
-    unit = "both" if min(a, b) > 1 else "examples"
-    bounds = (
-        corrected_interval(pairs, measure, level=level, unit=unit, signs=weights) if measure.startswith("cev") else None
-    )
-    if bounds is None:
-        draws = bootstrap(table, resamples=resamples, seed=seed).trials[measure]
-        values = draws @ weights
-        if unit == "both":
-            values = values + _seed_noise(draws, a, b, weights, paired=not shared, seed=seed)
-        bounds = interval(difference, values, level=level, unit=unit)
-    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[2])
-    by_seeds = (
-        _permute_seeds(observed[:a], observed[a:], not shared, resamples, generator) if min(a, b) > 1 else (None, None)
-    )
-    p_examples = _permute_examples(table, measure, a, difference, resamples, generator) if a == b else None
-    return Comparison(measure, difference, bounds, p_examples, *by_seeds)
+    refuse_smoothing(smoothing)
+    count = len(class_names(networks, classes))
+    networks = _in_one_order(networks)
+    _refuse_one_label(networks[0], count)
+    chosen = _wanted(measures, smoothing)
+    sums: dict[tuple[int, int], Sums] = {}
+    for i, j in permutations(range(len(networks)), 2):
+        sums[i, j] = _sums(Pair(networks[i], networks[j], count, networks[i].labels, count), chosen)
+    values = {}
+    for each in chosen:
+        places = [(i, j) for i, j in sums if not _missing(each, [networks[i], networks[j]])]
+        if places:
+            values[each.name] = np.full((len(networks), len(networks)), np.nan)
+            values[each.name][tuple(zip(*places, strict=True))] = _point(each, [sums[place] for place in places])
+    return Floors(len(networks), values)
 
 
-def _seed_noise(draws: np.ndarray, a: int, b: int, weights: np.ndarray, *, paired: bool, seed: int) -> np.ndarray:
-    """What drawing trials adds to a difference of means [resamples], widened as in ``bootstrap``."""
-    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[1])
-    rows = np.arange(len(draws))[:, None]
-    first = generator.integers(0, a, (len(draws), a))
-    second = first if paired else generator.integers(0, b, (len(draws), b))
-    moved = [
-        np.sqrt(n / (n - 1)) * (draws[rows, picked + offset].mean(1) - draws[:, offset : offset + n].mean(1))
-        for picked, offset, n in ((first, 0, a), (second, a, b))
-    ]
-    return moved[0] - moved[1]
+def alone(
+    network: Predictions, *, measures: Sequence[str | Measure] | None = None, classes: Sequence[str] | None = None
+) -> dict[str, float | None]:
+    """What can be said of one network without another: name -> value of the measures that do not compare.
+
+    Args:
+        measures: those of them that do not compare (``Measure.compares``); all by default.
+        classes: names, where the network does not tell them.
+
+    Raises:
+        UserError: an unknown measure; fewer than two classes.
+    """
+    count = len(class_names([network], classes))
+    _refuse_one_label(network, count)
+    chosen = [each for each in _wanted(measures, 0.0) if not each.compares and not _missing(each, [network])]
+    sums = _sums(Pair(network, network, count, network.labels, count), chosen)
+    return {each.name: _number(_point(each, [sums])[0]) for each in chosen}
 
 
-def _permute_seeds(first, second, paired: bool, resamples: int, generator) -> tuple[float, float]:
-    """Two-sided permutation p of a difference of means, exact up to 20,000 arrangements, and the least possible p."""
-    a, b = len(first), len(second)
-    if paired:
-        change = first - second
-        total = 2**a
-        if total <= 20_000:
-            signs = np.array(list(itertools.product((1, -1), repeat=a)))
-        else:
-            signs = generator.choice((1, -1), (resamples, a))
-        found, observed = (signs * change).mean(1), change.mean()
-    else:
-        pooled = np.concatenate([first, second])
-        total = math.comb(a + b, a)
-        if total <= 20_000:
-            picks = np.array(list(itertools.combinations(range(a + b), a)))
-        else:
-            picks = generator.permuted(np.tile(np.arange(a + b), (resamples, 1)), axis=1)[:, :a]
-        own = pooled[picks].sum(1)
-        found, observed = own / a - (pooled.sum() - own) / b, first.mean() - second.mean()
-    least = abs(observed) - 1e-9 * np.abs(np.concatenate([first, second])).mean()  # arrangements tie but for rounding
-    extreme = int((np.abs(found) >= least).sum())
-    exact = total <= 20_000
-    p = extreme / len(found) if exact else (extreme + 1) / (len(found) + 1)
-    both_tails = 2 if paired or a == b else 1
-    return float(p), float(both_tails / total if exact else 1 / (len(found) + 1))
+def _sums(pair: Pair, measures: Sequence[Measure]) -> Sums:
+    """What the measures that exist for a pair, as if it were the only trial, sum over its examples, each [width]."""
+    found: Sums = {"examples": np.array([len(pair.labels)], np.float64)}
+    for each in measures:
+        if not _missing(each, [pair.reference, pair.candidate]):
+            counts = each.counts([pair] if each.over_trials else pair)
+            found |= {name: total(count) for name, count in counts.items() if name not in found}
+    return found
 
 
-def _permute_examples(table: Table, measure: str, trials: int, difference: float, resamples: int, generator) -> float:
-    """Two-sided p when the two methods' predictions change places at random, example by example."""
-    extreme = 0
-    multiplicity = table.multiplicity[:, None]
-    batch = int(np.clip(2**19 // max(table.contributions.shape), 16, 512))
-    for start in range(0, resamples, batch):
-        size = min(batch, resamples - start)
-        stay = generator.binomial(multiplicity, 0.5, (len(multiplicity), size)).astype(np.float64)
-        own, other = table.sums(stay), table.sums(multiplicity - stay)
-        mixed = [
-            {name: own[i][name] + other[(i + trials) % (2 * trials)][name] for name in own[i]}
-            for i in range(2 * trials)
-        ]
-        values = table.values([*mixed, own[-1]])[measure]
-        found = values[:, :trials].mean(1) - values[:, trials:].mean(1)
-        least = abs(difference) - 1e-9 * np.abs(values[np.isfinite(values)]).mean()  # arrangements tie but for rounding
-        extreme += int((~(np.abs(found) < least)).sum())  # one that does not exist counts as extreme
-    return (extreme + 1) / (resamples + 1)
-
-
-def _measure(name: str) -> type[Measure]:
-    if name not in MEASURES:
-        raise UserError(f"measures: '{name}' is no measure; {nearest(name, MEASURES)}")
-    return MEASURES[name]
+def _point(measure: Measure, sums: Sequence[Sums]) -> np.ndarray:
+    """A measure of several sums: [sums]. All of them have what it asks for, some may have more."""
+    return measure.value({name: np.stack([each[name] for each in sums]) for name in set.intersection(*map(set, sums))})
 
 
 def _choose(
-    pairs: Sequence[Pair], names: Sequence[str] | None, smoothing: float
+    networks: Sequence[Predictions], wanted: Sequence[str | Measure] | None, smoothing: float
 ) -> tuple[list[Measure], dict[str, str]]:
     """The measures that the inputs allow, and why others are missing."""
-    wanted = list(dict.fromkeys(["cev", "sde", *(names if names is not None else MEASURES)]))
-    logits, paired = all(pair.has_logits for pair in pairs), all(pair.paired for pair in pairs)
-    chosen, left_out = [], {}
-    for name in wanted:
-        kind = _measure(name)
-        if kind.needs_logits and not logits:
-            left_out[name] = "needs logits of both networks"
-        elif kind.needs_pairing and not paired:
-            left_out[name] = "needs predictions per example of both networks, not a confusion matrix"
-        else:
-            chosen.append(kind(smoothing=smoothing) if name in ("cev", "sde") else kind())
-    return chosen, left_out
+    missing = {each: _missing(each, networks) for each in _wanted(wanted, smoothing)}
+    return [each for each, why in missing.items() if not why], {each.name: why for each, why in missing.items() if why}
 
 
-def _class_names(everything: Sequence[Predictions], classes: Sequence[str] | None) -> tuple[str, ...]:
+def _missing(measure: Measure, networks: Sequence[Predictions]) -> str:
+    """Why it does not exist for these networks, or an empty string."""
+    if measure.needs_logits and any(each.logits is None for each in networks):
+        return "needs logits of both networks"
+    if measure.needs_pairing and not all(each.paired for each in networks):
+        return "needs predictions per example of both networks, not a confusion matrix"
+    return ""
+
+
+def _wanted(measures: Sequence[str | Measure] | None, smoothing: float) -> list[Measure]:
+    """The measures asked for, each once, behind cev and sde, which are always there."""
+    found = {name: _measure(name, smoothing) for name in ("cev", "sde")}
+    asked: dict[str, Measure] = {}
+    for each in measures if measures is not None else MEASURES:
+        measure = _measure(each, smoothing)
+        if asked.setdefault(measure.name, measure) != measure:
+            raise UserError(f"measures: '{measure.name}' stands there twice with different options; choose one")
+    return list((found | asked).values())
+
+
+def _measure(wanted: str | Measure, smoothing: float) -> Measure:
+    """By name, or as it is; a pseudo-count goes to every measure that knows one and has none of its own."""
+    if isinstance(wanted, str):
+        if wanted not in MEASURES:
+            raise UserError(f"measures: '{wanted}' is no measure; {nearest(wanted, MEASURES)}")
+        wanted = MEASURES[wanted]()
+    knows = any(field.name == "smoothing" for field in fields(wanted))
+    return replace(wanted, smoothing=smoothing) if knows and not wanted.smoothing else wanted
+
+
+def _refuse_one_label(network: Predictions, count: int) -> None:
+    if count < 2 or not (network.labels != network.labels[0]).any():
+        raise UserError(f"{network.source}: only one class among the labels; error rates need at least two")
+
+
+def class_names(everything: Sequence[Predictions], classes: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The names of the classes of all networks, numbers where nobody names them.
+
+    Args:
+        classes: names that count instead of the networks' own.
+
+    Raises:
+        UserError: networks that have other classes than the rest.
+    """
     names, source = (tuple(classes), "classes") if classes is not None else (None, "")
     for each in everything:
         if each.classes is None:
@@ -549,70 +612,78 @@ def _tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
     return [Table(pairs, kind) for kind in kinds if kind]
 
 
-def _values(pairs, chosen, *, smoothing, floors, resamples, seed, unit, level, method) -> dict[str, Value]:
+def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
     found = {}
     for table in _tables(pairs, chosen):
         per_trial, averaged = table.point()
-        draws = bootstrap(table, resamples=resamples, seed=seed, unit=unit)
-        needs = {each.name: each.interval if method == "best" else method for each in table.measures}
-        left_out = table.jackknife()[0] if "bca" in needs.values() else {}
+        needs = {each.name: _method(each, method) for each in table.measures}
+        bounds: dict[str, Interval | None] = {}
+        draws, left_out = {}, {}
+        if corrected := [name for name, need in needs.items() if need == "corrected"]:
+            bounds = corrected_intervals(pairs, corrected, level=level, unit=unit)
+        if drawn := [each for each in table.measures if needs[each.name] != "corrected"]:
+            draws = bootstrap(table.only(drawn), resamples=resamples, seed=seed, unit=unit)
+        if skewed := [each for each in drawn if needs[each.name] == "bca"]:
+            left_out = table.only(skewed).jackknife()
         for each in table.measures:
             trials = per_trial[each.name]
             value = float(trials.mean())
-            if needs[each.name] == "corrected" and (each.noise_free or not smoothing):  # those know no smoothing
-                bounds = corrected_interval(pairs, each.name, level=level, unit=unit)
-            else:
-                bounds = interval(
+            if each.name in draws:
+                bounds[each.name] = interval(
                     value,
-                    draws.mean[each.name],
-                    method="basic" if needs[each.name] == "corrected" else needs[each.name],
+                    draws[each.name],
+                    method=needs[each.name],
                     level=level,
                     unit=unit,
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
-            if bounds is not None and bounds.low < each.lowest:
-                bounds = replace(bounds, low=each.lowest, high=max(bounds.high, each.lowest))
-            shown = value
-            if each.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
-                shown = min(max(value, bounds.low), bounds.high)
-                outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
-                if value < 0:
-                    outside += ": the changes are no more uneven than noise"
-                bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, outside])))
-            found[each.name] = Value(
-                measure=each.name,
-                title=each.title,
-                unit=each.unit,
-                better=each.better,
-                value=_number(shown),
-                estimate=_number(value),
-                interval=bounds,
-                trials=tuple(_number(trial) for trial in trials),
-                published=_number(averaged[each.name]) if each.name in averaged else None,
-                floor=_floor(floors.get(each.name), value),
-            )
+            found[each.name] = _value(each, value, trials, bounds[each.name], averaged.get(each.name), floor)
     return {each.name: found[each.name] for each in chosen}
 
 
-def _floors(networks: Sequence[Predictions], chosen: Sequence[Measure], count: int) -> dict[str, np.ndarray]:
-    """Each measure over the ordered pairs of dense networks: name -> [pairs]."""
-    found: dict[str, list[float]] = {}
-    for a, b in itertools.permutations(networks, 2):
-        pair = Pair(a, b, count, a.labels, count)
-        allowed = [
-            each
-            for each in chosen
-            if (pair.has_logits or not each.needs_logits) and (pair.paired or not each.needs_pairing)
-        ]
-        for table in _tables([pair], allowed):
-            for name, value in table.point()[0].items():
-                found.setdefault(name, []).append(float(value[0]))
-    return {name: np.array(values) for name, values in found.items()}
+def _method(measure: Measure, method: str) -> str:
+    """How its interval is made; those made from corrected values know no smoothing."""
+    if method != "best":
+        return method
+    smoothed = getattr(measure, "smoothing", 0.0) > 0
+    return "basic" if measure.interval == "corrected" and smoothed else measure.interval
 
 
-def _floor(values: np.ndarray | None, value: float) -> Floor | None:
-    if values is None or not np.isfinite(value) or not np.isfinite(values).any():
+def _value(
+    measure: Measure,
+    value: float,
+    trials: np.ndarray,
+    bounds: Interval | None,
+    averaged: float | None,
+    floor: Floors | None,
+) -> Value:
+    if bounds is not None and bounds.low < measure.lowest:
+        bounds = replace(bounds, low=measure.lowest, high=max(bounds.high, measure.lowest))
+    shown = value
+    if measure.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
+        shown = min(max(value, bounds.low), bounds.high)
+        outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
+        if value < 0:
+            outside += ": the changes are no more uneven than noise"
+        bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, outside])))
+    return Value(
+        measure=measure.name,
+        title=measure.title,
+        unit=measure.unit,
+        better=measure.better,
+        value=_number(shown),
+        estimate=_number(value),
+        interval=bounds,
+        trials=tuple(_number(trial) for trial in trials),
+        published=_number(averaged) if averaged is not None else None,
+        floor=_floor(floor.pairs(measure.name), value) if floor is not None else None,
+        over_trials=measure.over_trials,
+    )
+
+
+def _floor(values: np.ndarray, value: float) -> Floor | None:
+    if not np.isfinite(value) or not np.isfinite(values).any():
         return None
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.025, 0.975])
@@ -683,7 +754,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     over = [Pair(pair.reference, pair.candidate, count, groups, many) for pair in pairs]
     p_values, test = class_significance(over)
     of_recall = [each for each in chosen if "part_size" in each.counts(over if each.over_trials else over[0])]
-    of_groups = _values(over, of_recall, smoothing=smoothing, floors={}, **options)
+    of_groups = _values(over, of_recall, floor=None, **options)
 
     def shifted(each: Predictions) -> Predictions:
         return Predictions(groups * count + each.labels, groups * count + each.predictions, source=each.source)
@@ -694,7 +765,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
         Pair(before[id(pair.reference)], shifted(pair.candidate), count * many, labels, count * many) for pair in pairs
     ]
     bias = [each for each in chosen if each.name in ("cev", "sde", "cev_corrected", "sde_corrected")]
-    of_both = _values(within, bias, smoothing=smoothing, floors={}, **options)
+    of_both = _values(within, bias, floor=None, **options)
     both_p, _ = class_significance(within)
     long_names = [f"{group} / {name}" for group in labels_of[:many] for name in names]
     rows, has_change = _per_class(within, long_names, both_p, options["level"], smoothing)

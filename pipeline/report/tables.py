@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import comparison
+from pipeline import statistics
 from pipeline.report.catalogue import SUMMARY_LAYER, Shown, catalogue, headline_of, registered
 from pipeline.report.words import NOTHING, beyond, notes, number, plus_minus, sentences, span
 from pipeline.table import RUN, Row, grouped, write_long, write_rows
@@ -101,17 +101,16 @@ def gather(
         cells={title: list(networks.values()) for title, networks in found.items() if networks},
         measured=grouped(whole, "pruning", "sparsity_asked", "recovery", "kind", "measure", "layer"),
         audits=dict(audits),
-        floors=_floors(whole, shown),
+        floors=_floors(whole),
     )
 
 
-def _floors(rows: Sequence[Row], shown: Sequence[Shown]) -> dict[tuple[str, str | None], dict[str, Any]]:
-    wanted = {each.measure for each in shown if each.compares or each.kind == "similarity"}
+def _floors(rows: Sequence[Row]) -> dict[tuple[str, str | None], dict[str, Any]]:
     found = {}
     for (measure, layer), group in grouped((row for row in rows if row["kind"] == "floor"), "measure", "layer").items():
         pairs = [row["value"] for row in group if row.get("seed") is not None and row["value"] is not None]
         summary = next((row for row in group if row.get("seed") is None), None)
-        if measure not in wanted or not pairs:
+        if not pairs:
             continue
         mean, spread = mean_and_spread(pairs)
         if summary is not None and summary["value"] is not None:
@@ -215,18 +214,15 @@ def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, A
             if shown.compares or shown.kind == "similarity"
         },
         "lines": [_line(study, title) for title in study.cells],
-        "comparisons": _compare(study, kinds),
+        "comparisons": statistics.compare(
+            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None], kinds
+        ),
     }
     timed = any(shown.kind == "latency" for shown in study.shown)
     summary["notes"] = notes(summary, counted, timed=timed)
     summary["sentences"] = sentences(summary, study.headline)
     summary["table"] = main_table(summary, study.headline)
     return summary
-
-
-def _compare(study: Study, kinds: Mapping[str, str]) -> list[Row]:
-    runs = [network.run | {name: network.values.get(name) for name in kinds} for network in study.networks]
-    return [row for row in comparison.compare(runs) if row["measure"] in kinds]
 
 
 def _line(study: Study, title: Title) -> dict[str, Any]:

@@ -1,5 +1,8 @@
-"""Recoveries against each other: the paired tests against scipy, the correction against its definition."""
+"""Paired tests and correlations against scipy, the correction for many tests against its definition."""
 
+import math
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -8,18 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.comparison import compare, holm, paired
+from pipeline.statistics import compare, correlate, holm, paired
+from pipeline.table import measured
 
 SEEDS = (0, 1, 2, 3)
+HOW = {"cev": "ratio", "sde": "ratio"}
 
 
 def study(values, pruning="magnitude", sparsity=0.9):
-    """Rows of runs; ``values``: recovery -> CEV per seed."""
+    """Rows of the long table; ``values``: recovery -> CEV per seed."""
     return [
-        {"pruning": pruning, "sparsity_asked": sparsity, "recovery": recovery, "seed": seed}
-        | {"cev": cev, "sde": None if cev is None else cev**0.5, "accuracy": 0.9 + 0.001 * seed * len(recovery)}
+        measured("bias", name, value, pruning=pruning, sparsity_asked=sparsity, recovery=recovery, seed=seed)
         for recovery, cevs in values.items()
         for seed, cev in enumerate(cevs)
+        for name, value in (
+            ("cev", cev),
+            ("sde", None if cev is None else cev**0.5),
+            ("accuracy", 0.9 + 0.001 * seed * len(recovery)),
+        )
     ]
 
 
@@ -87,7 +96,7 @@ def test_pairs_are_matched_by_seed_and_within_their_place():
     elsewhere = {name: generator.lognormal(9, 1, len(SEEDS)).tolist() for name in ("finetune", "kd")}
     runs = study(values) + study(elsewhere, sparsity=0.5)
     generator.shuffle(runs)
-    rows = [row for row in compare(runs) if row["measure"] == "cev"]
+    rows = [row for row in compare(runs, HOW) if row["measure"] == "cev"]
     assert len(rows) == 3 + 1 and all("none" not in (row["first"], row["second"]) for row in rows)
     places = {0.9: values, 0.5: elsewhere}
     for row in rows:
@@ -98,7 +107,7 @@ def test_pairs_are_matched_by_seed_and_within_their_place():
 
 def test_missing_values_leave_their_seed_out():
     runs = study({"finetune": [100.0, None, 300.0, 90.0], "kd": [50.0, 60.0, 100.0, 80.0]})
-    row = next(row for row in compare(runs) if row["measure"] == "cev")
+    row = next(row for row in compare(runs, HOW) if row["measure"] == "cev")
     assert row["seeds"] == 3
     assert (row["first"], row["second"]) == ("kd", "finetune")
     assert row["value"] == pytest.approx((1 / 2 * 1 / 3 * 8 / 9) ** (1 / 3))
@@ -110,7 +119,64 @@ def test_noise_is_called_a_difference_no_more_often_than_promised():
     wrong = 0
     for _ in range(200):
         runs = study({name: generator.lognormal(7, 0.5, len(SEEDS)).tolist() for name in "abcde"})
-        rows = [row for row in compare(runs) if row["measure"] == "cev"]
+        rows = [row for row in compare(runs, HOW) if row["measure"] == "cev"]
         assert len(rows) == len(list(combinations("abcde", 2)))
         wrong += any(row["p_corrected"] < 0.05 for row in rows)
     assert wrong <= 20  # 10 expected at most; 20 lies beyond three standard errors
+
+
+def test_every_measure_that_has_values_is_compared_and_nothing_else():
+    values = {"finetune": [1.0, 2.0, 4.0], "kd": [3.0, 2.0, 5.0]}
+    runs = [
+        measured("bias", name, value + shift, pruning="m", sparsity_asked=0.5, recovery=recovery, seed=seed)
+        for name, shift in (("anything", 0.0), ("other", -10.0))
+        for recovery, of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    means = [
+        measured("bias", name, 1.0, pruning="m", sparsity_asked=0.5, recovery=recovery, low=0.5, high=2.0)
+        for name in ("anything", "only_over_seeds")
+        for recovery in values
+    ]
+    first, second = compare(means + runs, {"anything": "ratio"})
+    assert (first["measure"], first["kind"], second["measure"], second["kind"]) == (
+        *("anything", "ratio"),
+        *("other", "difference"),
+    )
+    assert first["seeds"] == second["seeds"] == 3
+    assert first["value"] == pytest.approx((3 * 1 * 5 / 4) ** (1 / 3))
+    assert second["value"] == pytest.approx(1.0)
+    assert second["p"] == pytest.approx(stats.ttest_rel([3, 2, 5], [1, 2, 4]).pvalue)
+    with pytest.raises(ValueError, match="'quotient' is no way to compare"):
+        compare(runs, {"anything": "quotient"})
+
+
+def test_holm_leaves_out_what_was_not_tested():
+    assert holm([0.01, 0.04, np.nan, 0.03]) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert np.isnan(holm([np.nan, np.nan])).all()
+
+
+def test_scipy_stats_is_loaded_by_whoever_tests_only():
+    code = "import sys, pipeline.statistics, pipeline.bias; assert 'scipy.stats' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_correlations_against_scipy():
+    random = np.random.default_rng(0)
+    x = random.normal(size=40)
+    y = x + random.normal(size=40)
+    pearson, spearman = correlate(x, y)
+    expected = stats.pearsonr(x, y)
+    interval = expected.confidence_interval()
+    assert (pearson["value"], pearson["p"]) == pytest.approx((expected.statistic, expected.pvalue))
+    assert (pearson["low"], pearson["high"]) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert spearman["value"] == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert spearman["low"] < spearman["value"] < spearman["high"]
+
+
+def test_undefined_correlation_is_counted():
+    pearson, _ = correlate(np.array([1, 2, np.nan, 3, 4, 5.0]), np.array([1, 2, 3, np.nan, 3, 6.0]))
+    assert (pearson["n"], pearson["left_out"]) == (4, 2) and math.isfinite(pearson["value"])
+    for x in (np.array([1.0, 2, 3]), np.array([2.0, 2, 2, 2, 2])):
+        for record in correlate(x, np.arange(len(x), dtype=float)):
+            assert math.isnan(record["value"]) and math.isnan(record["p"]) and record["n"] == len(x)
