@@ -303,6 +303,21 @@ def test_files_hold_the_audits(finished):
     assert "http" not in found.page.replace("http-equiv", "")
 
 
+def test_correlations_are_shown_also_as_text_of_a_file(finished, registries, tmp_path):
+    arguments, found = finished
+    lines = [row for row in text_of(found.page) if row[0].startswith("CKA, ") and len(row) == 6]
+    assert len(lines) == len(arguments["correlation"])
+    assert lines[0] == ["CKA, " + SUMMARY, "CEV", "pearson", "-0.50", "-0.70 to -0.25", "12"]
+    first = {line[1] for line in lines[:3]}
+    assert first == {"accuracy", "CEV", "SDE"} and {line[4] for line in lines if "embedding" in line[0]} == {"–"}
+    text = [
+        {key: "" if value is None else str(value) for key, value in row.items()} for row in arguments["correlation"]
+    ]
+    again = written(tmp_path / "a", arguments | {"correlation": text})
+    assert again.page == found.page
+    assert (again.folder / "correlation.csv").read_bytes() == (found.folder / "correlation.csv").read_bytes()
+
+
 def test_every_measure_of_every_cell_is_on_the_page(finished):
     arguments, found = finished
     cells = dict(re.findall(r"<details><summary>([^<]*)</summary>\s*<div(.*?)</details>", found.page, re.DOTALL))

@@ -138,11 +138,21 @@ def write_tables(folder: Path, study: Study, correlation: Sequence[Row]) -> None
     write_rows(folder / "runs.csv", run_rows(study))
     write_rows(folder / "measures.csv", measure_rows(study))
     write_rows(folder / "per_class.csv", class_rows(study))
-    write_rows(folder / "correlation.csv", [_without_nan(row) for row in correlation])
+    write_rows(folder / "correlation.csv", correlation)
 
 
-def _without_nan(row: Row) -> Row:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+def correlation_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of correlations with numbers for numbers, also where they come as text; None for what does not exist."""
+
+    def known(value: float | str | None) -> float | None:
+        found = math.nan if value in (None, "") else float(value)
+        return found if math.isfinite(found) else None
+
+    numbers = ("value", "low", "high", "p")
+    return [
+        {**row, **{key: known(row[key]) for key in numbers}, **{key: int(row[key]) for key in ("n", "left_out")}}
+        for row in rows
+    ]
 
 
 def run_rows(study: Study) -> list[Row]:
