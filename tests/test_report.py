@@ -432,6 +432,44 @@ def test_an_audit_page_is_built_from_the_same_frame(registries):
         assert row[2:5] == [number(known[key]) for key in ("fnr_reference", "fnr", "d_fnr")]
 
 
+def test_a_headline_measure_stands_on_the_audit_page(registries):
+    from pipeline import audit
+
+    @registries.bias.register("flipped")
+    @dataclass(frozen=True)
+    class Flipped(MEASURES["churn"]):
+        title, short, headline = "Flipped answers", "flips", 9
+
+    dense, pruned = predictions(0, 0.3), predictions(1, 0.4)
+    groups = np.arange(240) % 2
+    result = bias.audit(references=dense, candidates=pruned, groups=groups, group_names=("n", "s"), resamples=100)
+    page = audit.page(result, "dense")
+    cards = re.findall(r'class="card"><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span>', page)
+    assert [card[0] for card in cards] == ["Accuracy", "CEV", "SDE", "Flips", "Classes used"]
+    before, after = (100 * np.mean(each.predictions == each.labels) for each in (dense, pruned))
+    assert cards[0][1] == f"{before:.1f} → {after:.1f}\u00a0%"
+    low, high = result.measures["cev"].interval.low, result.measures["cev"].interval.high
+    assert cards[1][1:] == (
+        number(result.cev),
+        f"squared percent · without sampling noise {number(low)} to {number(high)}",
+    )
+    assert cards[3][1] == number(np.mean(dense.predictions != pruned.predictions))
+    (head,) = [row for row in text_of(page) if row and row[0] == "group"]
+    assert head[1:4] == ["support", "accuracy", "accuracy change"] and "flips" in head
+    (south,) = [row for row in text_of(page) if row and row[0] == "s"]
+    differ = dense.predictions != pruned.predictions
+    assert south[head.index("flips")] == number(differ[groups == 1].mean())
+
+
+def test_a_study_without_pruning(registries, tmp_path):
+    found = written(tmp_path / "a", build(cells=[("dense", 0.0, "finetune")], latency=False))
+    assert [row[:3] for row in found.summary["table"]["rows"][:2]] == [
+        ["dense", "0", "none"],
+        ["dense", "0", "finetune"],
+    ]
+    assert (tmp_path / "a" / "bias.png").exists() and "A mask saves" not in found.page
+
+
 def test_one_seed_has_no_floor(registries, tmp_path):
     found = written(tmp_path / "a", build(seeds=1))
     assert found.summary["sentences"][0].startswith("With one seed there is no floor: two equally good dense")

@@ -198,7 +198,7 @@ def _similarity_figure(pyplot, study: Study) -> Figure | None:
         if floor:
             panel.axhline(floor["mean"], color="#888888", lw=1, ls=":", label="floor (mean)")
         _scale(panel, drawn)
-        panel.set_xlabel(f"{plain(shown.title)} to the dense parent, {SUMMARY_LAYER}")
+        panel.set_xlabel(f"{plain(shown.short)} to the dense parent, {SUMMARY_LAYER}")
     panels[0][0].set_ylabel(title)
     last = panels[0][-1]
     for name, colour in colours.items():
