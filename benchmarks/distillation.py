@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data import Batch
+from pipeline.data.batches import Batch
 from pipeline.distillation import LOSSES, LogitsCache, Objective, Teacher, TrainingSet, parse_losses
 from pipeline.executors import prepare_process
 from pipeline.folding import fold_batchnorm

@@ -18,7 +18,8 @@ from measuring import alternate, show_machine
 from PIL import Image
 from torchvision import transforms
 
-from pipeline.data import Augmentation, Batches, Normalisation, Split
+from pipeline.data import Augmentation, Normalisation, Split
+from pipeline.data.batches import Batches
 
 BATCH = 128
 

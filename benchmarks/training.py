@@ -18,7 +18,8 @@ from torch.nn import functional
 from torchvision import transforms
 
 from pipeline import distillation, models, training
-from pipeline.data import Batches, Normalisation, Split
+from pipeline.data import Normalisation, Split
+from pipeline.data.batches import Batches
 from pipeline.executors import prepare_process
 
 BATCH = 128

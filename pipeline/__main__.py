@@ -1,17 +1,26 @@
-"""The command line: run, plan, show, audit, dashboard, and one verb per stage."""
+"""The command line: run, plan, show, audit, dashboard, gc, and one verb per stage."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline import __version__
+from pipeline.files import describe_os_error
 from pipeline.registry import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.stage import Named, Stage
+    from pipeline.store import Store
 
 STAGE_VERBS = {
     "train": "train the dense networks",
@@ -66,6 +75,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("folder", type=Path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
     verb.add_argument("--format", choices=("onnx", "torchscript", "safetensors"), required=True, help="kind of file")
     verb.add_argument("--output", type=Path, default=None, help="file to write (default: the folder's name, here)")
+    verb = add("gc", "list stored results that no configuration here names", "--yes")
+    verb.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        default=None,
+        help="YAML files that name results (default: configs/*.yaml; published reports always do)",
+    )
+    verb.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+    )
+    verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
+    verb.add_argument("--yes", action="store_true", help="delete what is listed")
     verb = add(
         "audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz"
     )
@@ -95,6 +117,8 @@ def main(arguments: list[str] | None = None) -> int:
             return export(chosen)
         if chosen.verb == "dashboard":
             return dashboard(chosen)
+        if chosen.verb == "gc":
+            return collect_garbage(chosen)
         return study(chosen)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,8 +127,6 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        from pipeline.stage import describe_os_error
-
         print(f"error: {describe_os_error(error, getattr(chosen, 'results', Path()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -116,42 +138,46 @@ def study(chosen: argparse.Namespace) -> int:
     """The verbs that work on a configured study."""
     from rich.console import Console
 
-    from pipeline import executors, experiment
-    from pipeline.stage import StageBroken, Store, walk
+    from pipeline import plans
+    from pipeline.store import Store
 
     console = Console()
-    settings = experiment.load(chosen.config, chosen.overrides)
     data_root = chosen.data or chosen.results / "data"
-    published = chosen.results / "reports" / settings.study
-    planned = experiment.plan(settings, data_root)
-    if chosen.verb == "show":
-        shown = show(published, console, as_json=chosen.json)
-        if read_listing(published / "report.json")["key"] != planned.report.key:
-            print("this report was made with other settings than those given now; run makes theirs", file=sys.stderr)
-        return shown
     store = Store(chosen.results)
-    if chosen.verb == "plan":
-        stages = walk(planned.targets("run"))
-        if chosen.json:
-            print(json.dumps([_plan_line(stage, store) for stage in stages], indent=1))
-            return 0
-        for stage in stages:
-            line = _plan_line(stage, store)
-            console.print(f"{line['state']:8}{line['key']}  {line['label']}", markup=False, highlight=False)
-            if line["failure"]:
-                console.print(f"        {line['failure']}", markup=False, highlight=False)
-        states = [store.state(stage) for stage in stages]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        console.print(f"{len(stages)} stages: {counts}; folders: {chosen.results}/store/<stage>/<key>", highlight=False)
-        return 0
-    targets = planned.targets(chosen.verb)
-    execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers, settings.threads)
-    todo, _ = executors.needed(targets, store)
+    noted_at = plans.place(chosen.results, chosen.config, chosen.overrides)
+    # Only where something is to be computed is all that computes worth loading.
+    if noted_at and chosen.verb in ("run", "report", "show", "plan") and (noted := plans.recall(noted_at, data_root)):
+        if chosen.verb in ("show", "plan"):
+            return look(chosen, console, store, noted.study, noted.stages)
+        if not missing(noted.stages[-1:], store):
+            console.print(f"{noted.study}: nothing to compute, all results exist", highlight=False)
+            return finish(console, store, noted.study, noted.report)
+
+    from pipeline import executors
+
+    if chosen.verb not in ("show", "plan") and "workers=1" not in chosen.overrides:
+        executors.start_server()
+    from pipeline import experiment
+    from pipeline.progress import Display
+    from pipeline.stage import in_order
+    from pipeline.store import StageBroken
+
+    settings = experiment.load(chosen.config, chosen.overrides)
+    planned = experiment.plan(settings, data_root)
+    stages = in_order([planned.report])
+    if chosen.verb in ("show", "plan"):
+        return look(chosen, console, store, settings.study, stages)
+    todo = executors.needed(planned.targets(chosen.verb), store)
     if todo:
-        require_writable(chosen.results)
-        experiment.check_before_training(todo, data_root)
+        require_writable(store)
+        for stage in todo:
+            stage.check(data_root)
         console.print(f"{settings.study}: {len(todo)} stages to compute", highlight=False)
-    outcome = executors.run_local(targets, execution, console)
+    if noted_at and chosen.results.is_dir():
+        plans.note(store, noted_at, settings, stages)
+    execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
+    with store.lock(store.computing, shared=True) if todo else contextlib.nullcontext():
+        outcome = executors.run_local(todo, execution, Display(console, len(todo)))
     if outcome.failed:
         for stage, reason in outcome.failed:
             print(f"error: {stage.label()}: {reason}", file=sys.stderr)
@@ -161,14 +187,61 @@ def study(chosen: argparse.Namespace) -> int:
     if not outcome.computed:
         console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
     if chosen.verb in ("report", "run"):
-        publish(store, planned.report, published, chosen.results / "tensorboard" / settings.study)
-        show(published, console, as_json=False)
-        console.print(f"report     {published / 'index.html'}", highlight=False, soft_wrap=True)
-        console.print("dashboard  make dashboard, or python -m pipeline dashboard", highlight=False)
+        return finish(console, store, settings.study, planned.report)
     return 0
 
 
-def _plan_line(stage, store) -> dict[str, object]:
+def missing(targets: Sequence[Named], store: Store) -> bool:
+    """Whether something has to be computed; also where the store cannot tell, so that whoever computes says why."""
+    from pipeline.executors import needed
+
+    try:
+        return bool(needed(targets, store))
+    except UserError:
+        return True
+
+
+def finish(console: Console, store: Store, study: str, report: Named) -> int:
+    """Publishes a finished report and shows it."""
+    from pipeline import publication
+
+    published = publication.publish(store, report, study, _line(console))
+    publication.show(published, console, as_json=False)
+    console.print(f"report     {published / 'index.html'}", highlight=False, soft_wrap=True)
+    console.print("dashboard  make dashboard, or python -m pipeline dashboard", highlight=False)
+    return 0
+
+
+def look(chosen: argparse.Namespace, console: Console, store: Store, study: str, stages: Sequence[Named]) -> int:
+    """The verbs that compute nothing: plan and show."""
+    from pipeline import publication
+
+    if chosen.verb == "show":
+        published = publication.report_folder(store.root, study)
+        publication.show(published, console, as_json=chosen.json)
+        if publication.read_listing(published)["key"] != stages[-1].key:
+            print("this report was made with other settings than those given now; run makes theirs", file=sys.stderr)
+        return 0
+    lines = [_plan_line(stage, store) for stage in stages]
+    if chosen.json:
+        print(json.dumps(lines, indent=1))
+        return 0
+    say = _line(console)
+    for line in lines:
+        say(f"{line['state']:8}{line['key']}  {line['label']}")
+        if line["failure"]:
+            say(f"        {line['failure']}")
+    states = [line["state"] for line in lines]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    say(f"{len(stages)} stages: {counts}; folders: {chosen.results}/store/<stage>/<key>")
+    return 0
+
+
+def _line(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _plan_line(stage: Named, store: Store) -> dict[str, object]:
     state = store.state(stage)
     return {
         "stage": stage.kind,
@@ -180,77 +253,55 @@ def _plan_line(stage, store) -> dict[str, object]:
     }
 
 
-def require_writable(results: Path) -> None:
+def require_writable(store: Store) -> None:
     """Raises UserError before any time is spent where the results could not be kept."""
     try:
-        results.mkdir(parents=True, exist_ok=True)
-        probe = results / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with store.lock(store.computing, shared=True):
+            pass
     except OSError as error:
         raise UserError(
-            f"{results}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... (--results)"
+            f"{store.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... (--results)"
         ) from None
 
 
-def publish(store, report, published: Path, tensorboard: Path) -> None:
-    """Copies the report out of the store to where people look, unless it already is there.
+def collect_garbage(chosen: argparse.Namespace) -> int:
+    """Lists, and with --yes deletes, what no configuration here and no published report names."""
+    from pipeline import experiment, housekeeping
+    from pipeline.store import Store
 
-    File by file, each written aside and renamed, the list of them last: whatever else a person keeps there stays, and
-    only files of an earlier report are removed.
-    """
-    from pipeline.stage import write_atomically
-
-    listing = published / "report.json"
-    with store.lock(store.root / "locks" / f"report-{published.name}"):
-        before, contents = read_listing(listing), store.contents(report)
-        if before["contents"] == contents and all((published.parent / name).exists() for name in before["files"]):
-            return
-        source, files = store.open(report), []
-        for path in sorted(path for path in source.rglob("*") if path.is_file() and path.name != "manifest.json"):
-            part = path.relative_to(source)
-            inside = part.parts[0] == "tensorboard"
-            target = tensorboard / part.relative_to("tensorboard") if inside else published / part
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}.{os.getpid()}.aside")
-            shutil.copyfile(path, aside)
-            os.replace(aside, target)
-            files.append(os.path.relpath(target, published.parent))
-        for name in set(before["files"]) - set(files):
-            (published.parent / name).unlink(missing_ok=True)
-        written = {"key": report.key, "contents": contents, "files": files}
-        write_atomically(listing, json.dumps(written, indent=1) + "\n")
-
-
-def read_listing(path: Path) -> dict[str, object]:
-    """Key, contents and files of the report that was published last; empty where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text())
-        names = {name: str(content.get(name, "")) for name in ("key", "contents")}
-        return {**names, "files": [str(name) for name in content["files"]]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"key": "", "contents": "", "files": []}
-
-
-def show(published: Path, console, *, as_json: bool) -> int:
-    """Prints the table and the sentences of a published report."""
-    from pipeline import report
-
-    try:
-        summary = json.loads((published / "summary.json").read_text())
-    except (OSError, ValueError) as error:
-        reason = "there is none yet" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"{published}: no report to show ({reason}); make it with the verb run") from None
-    if as_json:
-        print(json.dumps(summary, indent=1))
-        return 0
-    table = report.terminal_table(summary)
-    if not console.is_terminal:
-        console.width = max(console.width, 180)  # a log file has no edge
-    console.print(table)
-    for sentence in summary["sentences"]:
-        console.print(sentence, highlight=False, markup=False)
+    if not (chosen.results / "store").is_dir():
+        raise UserError(f"{chosen.results}: holds no store; give the folder with --results")
+    own = chosen.config if chosen.config is not None else sorted(Path("configs").glob("*.yaml"))
+    published = sorted((chosen.results / "reports").glob("*/config.yaml"))
+    if not own and not published:
+        raise UserError("no configuration here, so everything would go; name some with --config, or delete the folder")
+    data_root = chosen.data or chosen.results / "data"
+    targets: list[Stage] = []
+    for path in [*own, *published]:
+        try:
+            targets.append(experiment.plan(experiment.load(path), data_root).report)
+        except UserError as error:
+            raise UserError(
+                f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
+            ) from None
+    store = Store(chosen.results)
+    rows = housekeeping.unnamed(store, targets)
+    for row in rows:
+        print(f"{row.size / 1e6:10.1f} MB  {row.kind}/{row.key}  {row.label}")
+    total = sum(row.size for row in rows) / 1e6
+    print(f"{len(rows)} results, {total:,.1f} MB, that none of {len(targets)} configurations names")
+    if rows and not chosen.yes:
+        print("nothing was deleted; --yes deletes them")
+    elif rows:
+        with store.lock(store.computing, _refuse_while_computing):
+            for row in rows:
+                housekeeping.delete(store, row)
+        print(f"deleted {len(rows)}")
     return 0
+
+
+def _refuse_while_computing() -> None:
+    raise UserError("gc: a study is being computed in this folder, and what it needs may be listed; wait for its end")
 
 
 def export(chosen: argparse.Namespace) -> int:

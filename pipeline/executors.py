@@ -1,24 +1,35 @@
-"""Walks a study's stages: those that exist are left alone, the others are made, independent ones side by side."""
+"""Walks a study's stages: those that exist are left alone, the others are made, independent ones side by side.
+
+There is one walk. It is given a function that submits a stage and returns a future: `Here` runs it at once in this
+process, `Workers` hands it to processes of this machine.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import heapq
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from pipeline.progress import Display
 from pipeline.registry import UserError
-from pipeline.stage import Context, Stage, StageFailed, Store
+from pipeline.stage import Context, Named, Stage
+from pipeline.store import StageFailed, Store
+
+if TYPE_CHECKING:
+    from pipeline.progress import Display
+
+Submit = Callable[[Stage], "Future[bool]"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +37,16 @@ class Execution:
     """Where and with what a study runs; none of it can change a result's name.
 
     results: the folder of store and reports. data_root: downloads and image caches.
-    device: "cpu", "cuda" or "auto". workers: stages at a time (0: one per core on CPUs, one on a GPU).
-    threads: of each worker (0: the cores divided among the workers; two processes of two threads each on two cores run
-    at a quarter of the speed of one).
+    device: "cpu", "cuda" or "auto". workers: stages at a time (0: as many as the cores serve, one on a GPU).
     """
 
     results: Path
     data_root: Path
     device: str = "auto"
     workers: int = 0
-    threads: int = 0
 
-    def resolved(self) -> Execution:
-        """With every "auto" and 0 replaced by what this machine has."""
+    def resolved(self, threads: int) -> Execution:
+        """With "auto" and 0 replaced by what this machine has, where each stage uses so many threads."""
         device = self.device
         if device in ("auto", "cuda"):
             import torch
@@ -47,144 +55,166 @@ class Execution:
                 raise UserError("device: no CUDA device is usable here; choose device=cpu or device=auto")
             device = "cuda" if torch.cuda.is_available() else "cpu"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = self.workers or (cores if device == "cpu" else 1)
-        return Execution(self.results, self.data_root, device, workers, self.threads or max(1, cores // workers))
+        # Two processes of two threads each on two cores run at a quarter of the speed of one.
+        workers = self.workers or (max(1, cores // threads) if device == "cpu" else 1)
+        return Execution(self.results, self.data_root, device, workers)
 
 
 @dataclass
 class Outcome:
-    """computed: stages made by this run. found: stages that existed. failed: stage and reason, in order."""
+    """computed: stages made by this run. failed: stage and reason, in order. skipped: what needed a failed one."""
 
     computed: list[Stage] = field(default_factory=list)
-    found: int = 0
     failed: list[tuple[Stage, StageFailed]] = field(default_factory=list)
     skipped: list[Stage] = field(default_factory=list)
 
 
-def needed(targets: list[Stage], store: Store) -> tuple[list[Stage], int]:
-    """The stages that must be made, inputs before users, and how many of those asked for exist.
+def needed(targets: Sequence[Named], store: Store) -> list[Named]:
+    """The stages that must be made, inputs before users.
 
     What a finished stage was made from may be gone; where it is there, it has to be as it was, or both are made again.
     """
-    order: dict[str, Stage] = {}
-    existing: set[str] = set()
-
-    def visit(stage: Stage) -> None:
-        if stage.key in order or stage.key in existing:
-            return
-        done = store.done(stage)
-        inputs = [part for part in stage.inputs() if not done or store.exists(part)]
-        for part in inputs:
-            visit(part)
-        if done and not any(part.key in order for part in inputs):
-            existing.add(stage.key)
-        else:
-            order[stage.key] = stage
-
-    for target in targets:
-        visit(target)
-    return list(order.values()), len(existing)
+    order: dict[str, Named] = {}
+    seen: set[str] = set()
+    todo: list[tuple[Named, bool, bool]] = [(stage, False, False) for stage in reversed(targets)]
+    while todo:
+        stage, left, done = todo.pop()
+        if left:
+            if not done or any(part.key in order for part in stage.inputs()):
+                order[stage.key] = stage
+        elif stage.key not in seen:
+            seen.add(stage.key)
+            done = store.done(stage)
+            todo.append((stage, True, done))
+            todo += [(part, False, False) for part in reversed(stage.inputs()) if not done or store.exists(part)]
+    return list(order.values())
 
 
-def run_local(targets: list[Stage], execution: Execution, console: Console) -> Outcome:
-    """Makes what is missing with worker processes on this machine.
+def run_local(todo: Sequence[Stage], execution: Execution, display: Display) -> Outcome:
+    """Makes stages on this machine, in this process or with workers.
 
-    A failed stage fails what depends on it and nothing else.
+    Args:
+        todo: what `needed` gave.
     """
-    store = Store(execution.results)
-    todo, found = needed(targets, store)
-    outcome = Outcome(found=found)
     if not todo:
-        return outcome
-    execution = execution.resolved()
+        return Outcome()
+    execution = execution.resolved(max(stage.threads for stage in todo))
     workers = min(execution.workers, len(todo))
-    with Display(console, len(todo)) as display:
-        if workers == 1:
-            prepare_process(execution.threads)
-            _walk_alone(todo, execution, store, display, outcome)
-        else:
-            _walk_together(todo, execution, workers, display, outcome)
-    return outcome
+    run = run_here(execution, display) if workers == 1 else run_in_workers(todo, execution, workers, display)
+    with display, run as submit:
+        return walk(todo, submit, at_once=workers, display=display)
 
 
-def _context(execution: Execution, store: Store, report: Callable[[int, int, dict[str, float]], None]) -> Context:
-    return Context(store, execution.data_root, execution.device, execution.threads, report)
+def walk(todo: Sequence[Stage], submit: Submit, *, at_once: int, display: Display) -> Outcome:
+    """Submits every stage once its inputs are made; a failed stage fails what depends on it and nothing else.
 
+    Args:
+        todo: inputs before users; the earliest of what is ready goes first, since others wait for it.
+        submit: starts a stage; its future tells whether it was computed, or raises StageFailed.
+        at_once: how many may be under way; a stage that must be alone waits until none is, and keeps the others out.
+    """
+    place = {stage.key: number for number, stage in enumerate(todo)}
+    graph = TopologicalSorter(
+        {key: [part.key for part in todo[number].inputs() if part.key in place] for key, number in place.items()}
+    )
+    graph.prepare()
+    outcome, running = Outcome(), {}
+    ready: list[int] = []  # two heaps of places
+    alone: list[int] = []
+    left = set(place)
 
-def _walk_alone(todo: list[Stage], execution: Execution, store: Store, display: Display, outcome: Outcome) -> None:
-    lost: set[str] = set()
-    for stage in todo:
-        if any(part.key in lost for part in stage.inputs()):
-            lost.add(stage.key)
-            outcome.skipped.append(stage)
-            continue
+    def start(number: int) -> None:
+        stage = todo[number]
+        left.discard(stage.key)
         display.start(stage)
-        context = _context(
-            execution, store, lambda step, steps, values, stage=stage: display.report(stage, step, steps, values)
+        running[submit(stage)] = stage
+
+    while True:
+        for key in graph.get_ready():
+            heapq.heappush(alone if todo[place[key]].alone else ready, place[key])
+        if not any(stage.alone for stage in running.values()):
+            while ready and len(running) < at_once:
+                start(heapq.heappop(ready))
+            if alone and not running:
+                start(heapq.heappop(alone))
+        if not running:
+            outcome.skipped = [stage for stage in todo if stage.key in left]
+            return outcome
+        ended, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            stage = running.pop(future)
+            try:
+                computed = future.result()
+            except StageFailed as error:  # never told to the graph, so what needs it never becomes ready
+                outcome.failed.append((stage, error))
+                display.failed(stage, str(error))
+                continue
+            except BrokenProcessPool:
+                raise UserError(
+                    f"{stage.label()}: a worker process was killed (out of memory?); run again to go on from the "
+                    "last checkpoint, with fewer stages at a time if need be (workers=1)"
+                ) from None
+            graph.done(stage.key)
+            if computed:
+                outcome.computed.append(stage)
+            display.done(stage, computed=computed)
+
+
+@contextlib.contextmanager
+def run_here(execution: Execution, display: Display) -> Iterator[Submit]:
+    """Stages run in this process, one after the other."""
+    store = Store(execution.results)
+
+    def submit(stage: Stage) -> Future[bool]:
+        context = Context(
+            store,
+            execution.data_root,
+            execution.device,
+            lambda step, steps, values: display.report(stage, step, steps, values),
+            display.say,
         )
+        prepare_process(stage.threads)
+        future: Future[bool] = Future()
         try:
-            computed = store.execute(stage, context, lambda stage=stage: display.waiting(stage))
+            future.set_result(store.execute(stage, context))
         except StageFailed as error:
-            lost.add(stage.key)
-            outcome.failed.append((stage, error))
-            display.failed(stage, str(error))
-            continue
-        if computed:
-            outcome.computed.append(stage)
-        display.done(stage, computed=computed)
+            future.set_exception(error)
+        return future
+
+    yield submit
 
 
-def _walk_together(todo: list[Stage], execution: Execution, workers: int, display: Display, outcome: Outcome) -> None:
+# ---------------------------------------------------------------------------------------------- worker processes
+
+
+def start_server() -> None:
+    """Starts, in the background, the process that workers are copies of: what they need is imported once, in it.
+
+    Called early, so that it imports while this process plans.
+    """
+    if _start_method() == "forkserver":
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries of linear algebra start their threads on import
+        os.environ.setdefault("MKL_NUM_THREADS", "1")
+        multiprocessing.set_forkserver_preload(["pipeline.stages"])
+        multiprocessing.forkserver.ensure_running()
+
+
+def _start_method() -> str:
+    return "forkserver" if sys.platform == "linux" else "spawn"
+
+
+@contextlib.contextmanager
+def run_in_workers(todo: Sequence[Stage], execution: Execution, workers: int, display: Display) -> Iterator[Submit]:
+    """Stages run in worker processes of this machine; on the way out by an exception these are ended at once."""
+    start_server()
     by_key = {stage.key: stage for stage in todo}
-    missing = {stage.key: {part.key for part in stage.inputs()} & by_key.keys() for stage in todo}
-    order = list(by_key)  # inputs first, so the first ready stage is one that others wait for
-    lost: set[str] = set()
-    running: dict[Future[bool], str] = {}
-    spawn = multiprocessing.get_context("spawn")
-    events = spawn.SimpleQueue()
+    processes = multiprocessing.get_context(_start_method())
+    events = processes.SimpleQueue()
     listener = threading.Thread(target=_listen, args=(events, by_key, display), daemon=True)
     listener.start()
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(execution.threads)
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(execution, events))
+    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_start_worker, initargs=(execution, events))
     try:
-        while order or running:
-            for key in [key for key in order if missing[key] & lost]:
-                order.remove(key)
-                lost.add(key)
-                outcome.skipped.append(by_key[key])
-            ready = [key for key in order if not missing[key]]
-            together = [key for key in ready if not by_key[key].alone]
-            if not together and not running:  # what must run alone waits until nothing else can
-                together = ready[:1]
-            elif any(by_key[key].alone for key in running.values()):
-                together = []
-            for key in together[: workers - len(running)]:
-                order.remove(key)
-                display.start(by_key[key])
-                running[pool.submit(_work, by_key[key])] = key
-            if not running:
-                continue
-            ended, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in ended:
-                key = running.pop(future)
-                stage = by_key[key]
-                try:
-                    computed = future.result()
-                except StageFailed as error:
-                    lost.add(key)
-                    outcome.failed.append((stage, error))
-                    display.failed(stage, str(error))
-                    continue
-                except BrokenProcessPool:
-                    raise UserError(
-                        f"{stage.label()}: a worker process was killed (out of memory?); run again to go on from the "
-                        "last checkpoint, with fewer stages at a time if need be (workers=1)"
-                    ) from None
-                for others in missing.values():
-                    others.discard(key)
-                if computed:
-                    outcome.computed.append(stage)
-                display.done(stage, computed=computed)
+        yield lambda stage: pool.submit(_work, stage)
     except BaseException:  # Ctrl-C above all: what a worker is at goes on from its checkpoint next time
         for child in multiprocessing.active_children():
             child.terminate()
@@ -198,8 +228,8 @@ def _walk_together(todo: list[Stage], execution: Execution, workers: int, displa
 def _listen(events, by_key: dict[str, Stage], display: Display) -> None:
     while (event := events.get()) is not None:
         key, step, steps, values = event
-        if steps is None:
-            display.waiting(by_key[key])
+        if key is None:
+            display.say(values)
         else:
             display.report(by_key[key], step, steps, values)
 
@@ -211,15 +241,20 @@ def _start_worker(execution: Execution, events) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     _end_with_parent()
-    prepare_process(execution.threads)
     _worker = (execution, Store(execution.results), events)
 
 
 def _work(stage: Stage) -> bool:
     execution, store, events = _worker
-    report = lambda step, steps, values: events.put((stage.key, step, steps, values))  # noqa: E731
-    waiting = lambda: events.put((stage.key, None, None, None))  # noqa: E731
-    return store.execute(stage, _context(execution, store, report), waiting)
+    prepare_process(stage.threads)
+    context = Context(
+        store,
+        execution.data_root,
+        execution.device,
+        lambda step, steps, values: events.put((stage.key, step, steps, values)),
+        lambda line: events.put((None, 0, 0, line)),
+    )
+    return store.execute(stage, context)
 
 
 def prepare_process(threads: int) -> None:
@@ -238,7 +273,10 @@ def prepare_process(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed must not go on computing on its own."""
+    """A worker whose parent is killed must not go on computing on its own.
+
+    The parent is the server, which ends when the pipe from the process that started it closes.
+    """
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

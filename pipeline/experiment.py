@@ -9,16 +9,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline import distillation, models, pruning
-from pipeline.data import DATASETS, Batch, Data, Split, steps_per_epoch
+from pipeline import bias, distillation, models, pruning, similarity
+from pipeline.data import DATASETS, Data
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
-from pipeline.stages import Correlate, Latency, Predict, Prune, Recover, Report, Score, Similarity, Train, load_splits
+from pipeline.stages import (
+    Cell,
+    Correlate,
+    Floor,
+    Latency,
+    Predict,
+    Prune,
+    Recover,
+    Report,
+    Score,
+    Similarity,
+    Train,
+)
 from pipeline.training import Fit
 
 SECTIONS = {
@@ -36,12 +47,13 @@ SECTIONS = {
     "resamples": "bootstrap resamples behind each interval",
     "smoothing": "pseudo-count added to each class's error counts (0 leaves out classes without reference errors)",
     "similarity_examples": "validation examples that similarity is measured on",
+    "pruning_examples": "training examples that data-driven pruning criteria look at",
     "device": "auto, cpu or cuda",
     "workers": "stages at a time (0: one per core, one on a GPU)",
-    "threads": "threads of each worker (0: the cores divided among the workers)",
+    "threads": "of the processor for each stage; more than 1 name results of their own, since sums round otherwise",
 }
 # Keys that say where and with what a study runs, not what it is.
-EXECUTION = ("device", "workers", "threads")
+EXECUTION = ("device", "workers")
 # What a row of the result table is called where nothing is pruned, or nothing is trained after pruning.
 RESERVED = {"prunings": "dense", "recoveries": "none"}
 DEFAULTS = {
@@ -55,9 +67,10 @@ DEFAULTS = {
     "resamples": 2000,
     "smoothing": 0.0,
     "similarity_examples": 1000,
+    "pruning_examples": 256,
     "device": "auto",
     "workers": 0,
-    "threads": 0,
+    "threads": 1,
 }
 
 
@@ -69,12 +82,17 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """Dense networks to learn from: one per seed; seeds empty: the student's own seed."""
+class Reference:
+    """Dense networks, wherever one is meant: one per seed. seeds empty: that of the network that refers to it."""
 
     network: str
-    fit: Fit
+    train: Fit
     seeds: tuple[int, ...] = ()
+
+    def stages(self, like: Train) -> list[Train]:
+        """Them as stages: on the data of a dense network, and trained with as many threads."""
+        seeds = self.seeds or (like.seed,)
+        return [replace(like, network=self.network, fit=self.train, seed=seed) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -85,7 +103,7 @@ class Recovery:
     losses: tuple[distillation.Loss, ...]
     fit: Fit
     window: tuple[float, float] = (0.0, 1.0)
-    teachers: tuple[Teaching, ...] = ()
+    teachers: tuple[Reference, ...] = ()
     ensemble: str = "average"
     from_scratch: bool = False
     cache_logits: bool = False
@@ -107,6 +125,7 @@ class Study:
     resamples: int
     smoothing: float
     similarity_examples: int
+    pruning_examples: int
     device: str
     workers: int
     threads: int
@@ -202,9 +221,10 @@ def parse(content: Mapping[str, Any]) -> Study:
         resamples=_integer(content["resamples"], "resamples", 100),
         smoothing=_not_negative(content["smoothing"], "smoothing"),
         similarity_examples=_integer(content["similarity_examples"], "similarity_examples", 4),
+        pruning_examples=_integer(content["pruning_examples"], "pruning_examples", 1),
         device=device,
         workers=_integer(content["workers"], "workers", 0),
-        threads=_integer(content["threads"], "threads", 0),
+        threads=_integer(content["threads"], "threads", 1, 1024),
         resolved=content,
     )
 
@@ -457,13 +477,13 @@ def _changed_fit(shared: Mapping[str, Any], changes: Any, where: str) -> Fit:
 
 
 @dataclass(frozen=True)
-class _TeachingOptions:
+class _ReferenceOptions:
     network: str = ""
     train: Any = None
     seeds: Any = None
 
 
-def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Teaching, ...]:
+def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Reference, ...]:
     """``parent``, ``{network, train, seeds}`` (each the study's own where it is absent), or a list of these."""
     if value is None:
         return ()
@@ -472,7 +492,7 @@ def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Teach
         place = f"{where}.{number}" if isinstance(value, list | tuple) else where
         if part != "parent" and not isinstance(part, Mapping):
             raise UserError(f"{place}: '{part}' is no teacher; give parent, or a mapping such as {{seeds: [1, 2, 3]}}")
-        options = build(_TeachingOptions, {} if part == "parent" else part, place)
+        options = build(_ReferenceOptions, {} if part == "parent" else part, place)
         network = options.network or str(content["network"])
         try:
             models.check_network(network)
@@ -480,23 +500,10 @@ def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Teach
             raise UserError(f"{place}.{error}") from None
         fit = _changed_fit(content["train"], options.train or {}, f"{place}.train")
         seeds = () if options.seeds is None else _seeds(options.seeds, f"{place}.seeds")
-        found.append(Teaching(network, fit, seeds))
+        found.append(Reference(network, fit, seeds))
     if not found:
         raise UserError(f"{where}: empty; name a teacher, or leave it out for the dense parent")
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the result table: a pruning at a sparsity with a recovery, one network for each seed."""
-
-    pruning: str
-    sparsity: float
-    recovery: str
-    networks: tuple[Train | Prune | Recover, ...]
-    score: Score
-    similarities: tuple[Similarity, ...]
-    latency: Latency | None  # of the first seed; None for dense networks
 
 
 @dataclass(frozen=True)
@@ -504,8 +511,9 @@ class Plan:
     """Everything that a study stands for, as values; nothing has been computed."""
 
     dense: tuple[Train, ...]
+    floor: Floor
+    similar: tuple[Similarity, ...]
     cells: tuple[Cell, ...]
-    floor: tuple[Similarity, ...]
     correlate: Correlate
     report: Report
 
@@ -515,13 +523,10 @@ class Plan:
             "train": list(self.dense),
             "prune": list(self._pruned()),
             "recover": [one for one in networks if isinstance(one, Recover)],
-            "predict": [
-                *self.cells[0].score.references,
-                *(part for cell in self.cells for part in cell.score.candidates),
-            ],
-            "score": [cell.score for cell in self.cells],
+            "predict": [*self.floor.networks, *(part for cell in self.cells for part in cell.score.candidates)],
+            "score": [self.floor, *(cell.score for cell in self.cells)],
             "latency": [cell.latency for cell in self.cells if cell.latency],
-            "similarity": [*self.floor, *(part for cell in self.cells for part in cell.similarities)],
+            "similarity": [*self.similar, *(part for cell in self.cells for part in cell.similarities)],
             "correlate": [self.correlate],
             "report": [self.report],
             "run": [self.report],
@@ -542,58 +547,59 @@ def plan(study: Study, data_root: Path) -> Plan:
     identity = study.data.identity(data_root)
     schedules = [one.schedule for one in study.prunings]
     keep = {one.epoch for one in schedules if isinstance(one, pruning.Iterative) and one.rewind == "weights"}
-    dense = tuple(
-        Train(study.data, identity, study.network, study.train, seed, tuple(sorted(keep))) for seed in study.seeds
+    first = Train(
+        study.data, identity, study.network, study.train, study.seeds[0], tuple(sorted(keep)), threads=study.threads
     )
+    dense = tuple(Reference(study.network, study.train, study.seeds).stages(first))
     references = tuple(Predict(network) for network in dense)
+    floor = Floor(references, tuple(bias.MEASURES[name]() for name in bias.MEASURES), study.smoothing)
+    similarities = tuple(similarity.SIMILARITIES[name]() for name in similarity.SIMILARITIES)
+
+    def similar(reference: Train, candidate: Train | Prune | Recover) -> Similarity:
+        return Similarity(reference, candidate, similarities, study.similarity_examples)
+
     # Sparsity 0 is recovered in the same ways: what training longer does by itself.
     origins = [(None, 0.0), *((one, sparsity) for one in study.prunings for sparsity in study.sparsities)]
     cells = []
     for how, sparsity in origins:
-        title = how.title if how else "dense"
         for recovery in study.recoveries:
             if not recovery.losses and sparsity == 0:
                 continue  # the dense networks themselves: they are the reference, and the floor among each other
-            recovered = tuple(_network(one, how, sparsity, recovery) for one in dense)
-            score = Score(
-                references, tuple(Predict(network) for network in recovered), study.resamples, study.smoothing
+            networks = tuple(_network(one, how, sparsity, recovery, study.pruning_examples) for one in dense)
+            cells.append(
+                Cell(
+                    pruning=how.title if how else RESERVED["prunings"],
+                    sparsity=sparsity,
+                    recovery=recovery.title,
+                    networks=networks,
+                    score=Score(references, tuple(Predict(one) for one in networks), floor, study.resamples),
+                    similarities=tuple(similar(one.dense, one) for one in networks),
+                    latency=_latency(networks[0]),
+                )
             )
-            similarities = tuple(
-                Similarity(parent, network, study.similarity_examples)
-                for parent, network in zip(dense, recovered, strict=True)
-            )
-            cells.append(Cell(title, sparsity, recovery.title, recovered, score, similarities, _latency(recovered[0])))
     if not cells:
         raise UserError("the study has nothing to compare: give a sparsity above 0, or a recovery other than none")
-    floor = tuple(
-        Similarity(one, other, study.similarity_examples)
-        for number, one in enumerate(dense)
-        for other in dense[number + 1 :]
-    )
-    scores = tuple(cell.score for cell in cells)
-    similarities = tuple(part for cell in cells for part in cell.similarities)
-    correlate = Correlate(scores, similarities)
+    pairs = tuple(similar(one, other) for number, one in enumerate(dense) for other in dense[number + 1 :])
+    correlate = Correlate(tuple(cells))
     report = Report(
         study=study.study,
-        titles=tuple((cell.pruning, cell.sparsity, cell.recovery) for cell in cells),
-        scores=scores,
-        similarities=similarities,
+        dense=dense,
         floor=floor,
+        similar=pairs,
+        cells=tuple(cells),
         correlate=correlate,
-        latencies=tuple(cell.latency for cell in cells),
         configuration=OmegaConf.to_yaml(
             OmegaConf.create({key: value for key, value in study.resolved.items() if key not in EXECUTION})
         ),
     )
-    return Plan(dense, tuple(cells), floor, correlate, report)
+    return Plan(dense, floor, pairs, tuple(cells), correlate, report)
 
 
 def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
     """The dense networks that one student learns from; empty for its parent alone."""
     stages: dict[str, Train] = {}
-    for teaching in recovery.teachers:
-        for seed in teaching.seeds or (parent.seed,):
-            stage = replace(parent, network=teaching.network, fit=teaching.fit, seed=seed)
+    for reference in recovery.teachers:
+        for stage in reference.stages(parent):
             if stage.key in stages:
                 raise UserError(
                     f"recoveries: '{recovery.title}' names the teacher '{stage.label()}' twice for the student of seed "
@@ -603,7 +609,9 @@ def _teacher_stages(parent: Train, recovery: Recovery) -> tuple[Train, ...]:
     return () if list(stages) == [parent.key] else tuple(stages.values())
 
 
-def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recovery) -> Train | Prune | Recover:
+def _network(
+    dense: Train, how: Pruning | None, sparsity: float, recovery: Recovery, examples: int
+) -> Train | Prune | Recover:
     """What becomes of one dense network in one cell: pruned and recovered, once or in rounds."""
 
     def recovered(network: Train | Prune, fit: Fit, start_epoch: int = 0, rewind: bool = False) -> Recover:
@@ -623,12 +631,13 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
 
     if how is None:
         return recovered(dense, recovery.fit)
+    pruned = Prune(dense, how.method, sparsity, examples=examples, title=how.title)
     if not isinstance(how.schedule, pruning.Iterative):
-        pruned = Prune(dense, how.method, sparsity, how.schedule, title=how.title)
+        pruned = replace(pruned, schedule=how.schedule)
         return recovered(pruned, recovery.fit) if recovery.losses else pruned
     network = None
     for target in how.schedule.rounds(sparsity):
-        pruned = Prune(dense, how.method, target, previous=network, title=how.title)
+        pruned = replace(pruned, sparsity=target, previous=network)
         if how.schedule.rewind == "none":
             network = recovered(pruned, recovery.fit)
         else:
@@ -639,64 +648,3 @@ def _network(dense: Train, how: Pruning | None, sparsity: float, recovery: Recov
 def _latency(network: Train | Prune | Recover) -> Latency | None:
     pruned = network.network if isinstance(network, Recover) else network
     return Latency(pruned) if isinstance(pruned, Prune) else None
-
-
-def check_before_training(todo: list[Stage], data_root: Path) -> None:
-    """Refuses, before time is spent, what would fail after training.
-
-    A network that does not take the images, a sparsity that cannot be reached, an objective that cannot be computed.
-    """
-    seen: set[tuple] = set()
-    for stage in todo:
-        if isinstance(stage, Train) and (mark := (stage.data, stage.network)) not in seen:
-            seen.add(mark)
-            split = load_splits(stage.data, data_root).train
-            models.build(stage.network, input_shape=split.input_shape, classes=len(split.classes))
-        if isinstance(stage, Prune) and (mark := (stage.method, stage.sparsity, stage.schedule)) not in seen:
-            seen.add(mark)
-            split = load_splits(stage.dense.data, data_root).train
-            network = models.build(
-                stage.dense.network, input_shape=split.input_shape, classes=len(split.classes), seed=stage.seed
-            )
-            pruning.check(
-                network, stage.method, stage.sparsity, torch.zeros(2, *split.input_shape), schedule=stage.schedule
-            )
-        if isinstance(stage, Recover):
-            teachers = tuple(teacher.network for teacher in stage.teachers or (stage.dense,))
-            mark = (
-                stage.dense.data,
-                stage.dense.network,
-                teachers,
-                stage.losses,
-                stage.window,
-                stage.fit,
-                stage.start_epoch,
-            )
-            if mark not in seen:
-                seen.add(mark)
-                try:
-                    _check_objective(stage, teachers, load_splits(stage.dense.data, data_root).train)
-                except UserError as error:
-                    raise UserError(f"recoveries: '{stage.title}': {error}") from None
-
-
-def _check_objective(stage: Recover, teachers: Sequence[str], split: Split) -> None:
-    """Builds the objective over networks that nobody has trained, for a few random images."""
-    classes, fit = len(split.classes), stage.fit
-    images = torch.randn(4, *split.input_shape, generator=torch.Generator().manual_seed(0))
-
-    def observer(name: str) -> models.Observer:
-        network = models.build(name, input_shape=split.input_shape, classes=classes).eval()
-        return models.Observer(network, *models.find_blocks(network, split.input_shape))
-
-    ids = torch.arange(4)
-    batch = Batch(images, ids % classes, ids, draw=0)
-    objective = distillation.Objective(
-        stage.losses, [distillation.Teacher(observer(name)) for name in teachers], window=stage.window
-    )
-    with torch.no_grad():
-        shown = observer(stage.dense.network)(images)
-    objective.prepare(shown, batch, distillation.TrainingSet(torch.from_numpy(split.labels), classes))
-    if objective.teachers:
-        steps = steps_per_epoch(len(split), fit.batch_size)
-        objective.teaching_steps(fit.epochs * steps, stage.start_epoch * steps)

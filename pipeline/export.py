@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline import models, pruning
+from pipeline.files import written_aside
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo
 from pipeline.registry import UserError
 from pipeline.stages import load_network
+from pipeline.store import check_folder
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
 # Of the largest logit. Folding reorders float32 sums, and another runtime has other kernels.
@@ -42,18 +43,20 @@ def export(folder: Path, output: Path, kind: str) -> float:
         The largest difference between its logits and the original's.
 
     Raises:
-        UserError: no network there, packages are missing, or the file does not repeat the original's logits.
+        UserError: no network there, a file that does not match its checksum, packages are missing, or the written file
+            does not repeat the original's logits.
     """
+    models.load_info(folder)  # says what folder is meant where this is none
+    check_folder(folder)
     stored = load_network(folder)
     shape = stored.info.input_shape
     batches = [torch.randn(size, *shape, generator=torch.Generator().manual_seed(size)) for size in CHECKED_BATCHES]
     folded = fold_batchnorm(stored.network, batches[-1])
     description = json.dumps(asdict(stored.info) | {"folded": _folded(stored.network, folded)})
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind]
-    aside = output.with_name(f".{output.name}.{os.getpid()}.aside")
-    try:
+    error = scale = 0.0
+    with written_aside(output) as aside:
         read = write(folded, batches[-1], description, aside)
-        error = scale = 0.0
         with torch.no_grad():
             for images in batches:
                 expected = stored.network(images)
@@ -65,9 +68,6 @@ def export(folder: Path, output: Path, kind: str) -> float:
                 f"{folder}: as {kind} the logits differ by {error:.2g} (they go up to {scale:.3g}), so nothing was "
                 "written; try another --format"
             )
-        os.replace(aside, output)
-    finally:
-        aside.unlink(missing_ok=True)
     return error
 
 

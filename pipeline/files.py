@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +21,6 @@ class DamagedFile(UserError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: damaged ({reason})")
         self.path = path
-
-
 
 
 @contextlib.contextmanager
@@ -50,6 +49,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def remove_debris(folder: Path) -> None:
     """Removes what killed writers left aside in a folder and below; only for somebody who alone writes there."""
     for path in folder.rglob(f".*{ASIDE}"):
+        path.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder and all below it; nothing where there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.data import Batches
+from pipeline.data.batches import Batches
 from pipeline.models import Observer, Outputs
 
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.files import DamagedFile, write_atomically
 from pipeline.registry import UserError, nearest
 
 
@@ -384,18 +385,32 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, int, int]) -> tuple[
 
 def save(folder: Path, network: nn.Module, info: NetworkInfo, masks: dict[str, Tensor] | None = None) -> None:
     """Writes ``model.json``, ``weights.safetensors`` and, where there are masks, ``masks.safetensors``."""
-    (folder / "model.json").write_text(json.dumps(asdict(info), indent=1) + "\n")
+    write_atomically(folder / "model.json", json.dumps(asdict(info), indent=1) + "\n")
     save_tensors(folder / "weights.safetensors", network.state_dict())
     if masks:
         save_tensors(folder / "masks.safetensors", masks)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file aside, then renames it. Trouble with the disk is an OSError, as for any other file."""
+    """Writes a safetensors file in one step. Trouble with the disk is an OSError, as for any other file."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    aside = path.with_suffix(".aside")
-    aside.write_bytes(serialise(tensors, metadata))  # safetensors' own writer would hide a full disk in its error
-    os.replace(aside, path)
+    write_atomically(path, serialise(tensors, metadata))  # safetensors' own writer would hide a full disk in its error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_tensors` wrote: the tensors, on the CPU, and the metadata.
+
+    Raises:
+        DamagedFile: it is no safetensors file, or not a whole one.
+        OSError: trouble with the disk.
+    """
+    content = path.read_bytes()
+    try:
+        tensors = deserialise(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # of safetensors, and of torch below it
+        raise DamagedFile(path, f"no safetensors file: {str(error).splitlines()[0]}") from None
+    return tensors, header.get("__metadata__") or {}
 
 
 def load_info(folder: Path) -> NetworkInfo:

@@ -45,8 +45,8 @@ class Display:
         self._since[stage.key] = self._said[stage.key] = time.monotonic()
         self._bars[stage.key] = self._progress.add_task(stage.label(), total=None, values="")
 
-    def waiting(self, stage: Stage) -> None:
-        self.console.print(f"waiting  {stage.label()}: another process is computing it", markup=False, soft_wrap=True)
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def report(self, stage: Stage, step: int, steps: int, values: dict[str, float]) -> None:
         text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())

@@ -1,15 +1,62 @@
-"""How similar two networks see the same images: linear CKA at every block end, streamed over batches."""
+"""How similar two networks see the same images: registered measures of two sets of features, layer by layer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.models import Outputs
-from pipeline.registry import UserError
+from pipeline.registry import Registry, UserError
+
+SIMILARITIES: Registry[SimilarityMeasure] = Registry("similarity measure")
+
+# The layer under which the mean over the block ends stands in tables.
+SUMMARY_LAYER = "mean of blocks"
+
+
+@dataclass(frozen=True)
+class SimilarityMeasure:
+    """What all similarity measures declare; a new one is a registered dataclass with ``between``.
+
+    title, short: in full, and as the heading of a column. unit, better: as for the measures of bias.
+    headline: place among the columns of the main tables; 0: only in the full lists. digits: decimals there.
+    itself: the value of a network with itself.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    short: ClassVar[str] = ""
+    unit: ClassVar[str] = "share"
+    better: ClassVar[str] = "higher"
+    headline: ClassVar[int] = 0
+    digits: ClassVar[int | None] = None
+    itself: ClassVar[float] = 1.0
+
+    def between(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """The value of two sets of features [n, ...] of the same n examples, which arrive in batches."""
+        raise NotImplementedError
+
+
+@SIMILARITIES.register("cka")
+@dataclass(frozen=True)
+class LinearCKA(SimilarityMeasure):
+    """See `linear_cka`."""
+
+    title = "Linear centred kernel alignment, debiased"
+    source = "Kornblith et al. 2019; Nguyen et al. 2021"
+    short = "CKA"
+    headline = 4
+    digits = 3
+
+    def between(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+        return linear_cka(pairs)
 
 
 def linear_cka(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
@@ -49,13 +96,20 @@ def _gram(features: Tensor) -> Tensor:
     return matrix @ matrix.T
 
 
-def compare(reference: list[Outputs], candidate: list[Outputs]) -> dict[str, float]:
-    """CKA at each block end (``block1`` ...) and at the ``embedding``, from the observed batches of both networks."""
+def by_layer(
+    measure: SimilarityMeasure, reference: Sequence[Outputs], candidate: Sequence[Outputs]
+) -> dict[str, float]:
+    """A measure at each block end (``block1`` ...), their mean (`SUMMARY_LAYER`), and at the ``embedding``.
+
+    Args:
+        reference, candidate: the observed batches of both networks, of the same examples.
+    """
     blocks = min(len(reference[0].blocks), len(candidate[0].blocks))
     found = {}
     for block in range(blocks):
         pairs = zip(reference, candidate, strict=True)
-        found[f"block{block + 1}"] = linear_cka((left.blocks[block], right.blocks[block]) for left, right in pairs)
+        found[f"block{block + 1}"] = measure.between((left.blocks[block], right.blocks[block]) for left, right in pairs)
+    mean = float(np.mean(list(found.values()))) if found else math.nan
     pairs = zip(reference, candidate, strict=True)
-    found["embedding"] = linear_cka((left.embedding, right.embedding) for left, right in pairs)
-    return found
+    embedding = measure.between((left.embedding, right.embedding) for left, right in pairs)
+    return {SUMMARY_LAYER: mean, **found, "embedding": embedding}

@@ -5,20 +5,22 @@ Dense training, fine-tuning and distillation differ only in the objective that i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pipeline.data import Augmentation, Batch, Batches
-from pipeline.models import NetworkInfo, Observer, Outputs, save_tensors, training_format
+from pipeline.data import Augmentation
+from pipeline.data.batches import Batch, Batches
+from pipeline.files import DamagedFile, sha256_of
+from pipeline.models import NetworkInfo, Observer, Outputs, read_tensors, save_tensors, training_format
 from pipeline.registry import UserError
 
 
@@ -31,6 +33,8 @@ class Fit:
     shares of training), or "constant". warmup: share of training over which the rate rises linearly from zero.
     weight_decay: L2 on every parameter. precision: "bfloat16" runs the forward pass under autocast.
     compile: torch.compile the network (pays off in runs of many minutes).
+    evaluation_batch_size: examples per forward pass where nothing is trained (validation, predictions); the last bits
+    of a logit depend on it.
     """
 
     epochs: int = 12
@@ -47,9 +51,10 @@ class Fit:
     augmentation: Augmentation = field(default_factory=Augmentation)
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    evaluation_batch_size: int = 250
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "evaluation_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
         for name in ("learning_rate", "weight_decay", "decay"):
@@ -82,6 +87,8 @@ CHECKPOINT = "checkpoint.safetensors"
 class Objective(Protocol):
     """What fit() minimises; see `pipeline.distillation.Objective`."""
 
+    teachers: Sequence[object]
+
     def __call__(
         self, student: Outputs, batch: Batch, *, step: int, steps: int
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
@@ -92,7 +99,9 @@ class Objective(Protocol):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> object: ...
 
-    def audit(self) -> None: ...
+    def teaching_steps(self, steps: int, first: int = 0) -> range: ...
+
+    def check_progress(self, *, steps: int = ...) -> None: ...
 
 
 class Masker(Protocol):
@@ -126,9 +135,9 @@ def fit(
 
     prepare: makes the objective, given one batch and what the untrained network shows for it (shapes matter only).
     seed: with the epoch it fixes order and augmentation; runs with equal seeds see the same images.
-    folder: where the checkpoint lies, for the caller to remove once the network is stored. A run that finds one goes on
-    from it, and ends with the same weights, byte for byte, as a run that was never interrupted (same machine, device
-    and number of threads).
+    folder: where the checkpoint lies; it stays when the training is done, for the caller to keep or remove. A run that
+    finds one goes on from it, and ends with the same weights, byte for byte, as a run that was never interrupted (same
+    machine, device and number of threads).
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
     rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
@@ -138,6 +147,7 @@ def fit(
 
     Raises:
         UserError: the loss is no longer finite, a window without a step, or a term that teaches nothing.
+        DamagedFile: the checkpoint, or weights that were kept before it, are not as this training wrote them.
     """
     device = train.device
     memory_format = training_format(network)
@@ -157,11 +167,12 @@ def fit(
     parameters = [*network.parameters(), *objective.parameters()]
     optimizer = _optimizer(options, parameters)
     checkpoint = folder / CHECKPOINT
-    done, history = start_epoch, []
+    done, history, kept = start_epoch, [], {}
     if checkpoint.exists():
-        done, history = _restore(checkpoint, network, objective, optimizer, masker)
+        epochs = range(start_epoch + 1, options.epochs + 1)
+        done, history, kept = _restore(checkpoint, epochs, keep_epochs, network, objective, optimizer, masker)
     elif 0 in keep_epochs:
-        save_tensors(folder / "epoch0.safetensors", network.state_dict())
+        kept |= _keep(folder, 0, network)
     steps_per_epoch = train.steps()
     steps = options.epochs * steps_per_epoch
     if objective.teachers:
@@ -199,7 +210,10 @@ def fit(
         means = {name: float(value) / counts[name] for name, value in sums.items()}
         seconds += time.monotonic() - begun  # the means were read from the device, so it has finished
         _check_finite(means["loss"], epoch, rate)
-        objective.audit(**({"steps": 1} if epoch + 1 == options.epochs else {}))
+        if epoch + 1 < options.epochs:
+            objective.check_progress()
+        else:  # the last time to judge what was evaluated a few times only
+            objective.check_progress(steps=1)
         if masker is not None:
             masker.verify()
         accuracy = evaluate(network, validation)
@@ -208,8 +222,8 @@ def fit(
         values = {"loss": means["loss"], "validation accuracy": accuracy, "images/s": speed}
         report((epoch + 1) * steps_per_epoch, steps, values)
         if epoch + 1 in keep_epochs:
-            save_tensors(folder / f"epoch{epoch + 1}.safetensors", network.state_dict())
-        _save(checkpoint, epoch + 1, history, network, objective, optimizer, masker)
+            kept |= _keep(folder, epoch + 1, network)
+        _save(checkpoint, epoch + 1, history, kept, network, objective, optimizer, masker)
     observer.close()
     return history, seconds
 
@@ -241,10 +255,23 @@ def evaluate(network: nn.Module, batches: Batches) -> float:
 
 
 def _optimizer(options: Fit, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer, with the state of every parameter already there.
+
+    From zero rather than from the first gradient, which comes to the same: torch's fused SGD cannot begin with some
+    parameters later than with others, as it has to where an adapter waits for its teacher or its window. It also makes
+    what a checkpoint has to hold the same after every epoch.
+    """
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             parameters, lr=0.0, betas=(options.momentum, 0.999), weight_decay=options.weight_decay, fused=True
         )
+        for parameter in parameters:
+            optimizer.state[parameter] |= {
+                "step": torch.zeros((), device=parameter.device, dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        return optimizer
     optimizer = torch.optim.SGD(
         parameters,
         lr=0.0,
@@ -254,47 +281,90 @@ def _optimizer(options: Fit, parameters: list[nn.Parameter]) -> torch.optim.Opti
         fused=True,
     )
     if options.momentum:
-        # From zero rather than from the first gradient, which comes to the same: the fused step cannot begin with some
-        # parameters later than with others, as it has to where an adapter waits for its teacher or its window.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
-def _save(
-    path: Path,
-    epoch: int,
-    history: list[dict[str, float]],
-    network: nn.Module,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    masker: Masker | None,
-) -> None:
+def _state(
+    network: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer, masker: Masker | None
+) -> dict[str, Tensor]:
+    """Every tensor that a training goes on from, by the name that it has in the checkpoint."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"objective.{name}": value for name, value in objective.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items() if value is not None}
     if masker is not None:
         tensors |= {f"masks.{name}": value for name, value in masker.masks.items()}
-    save_tensors(path, tensors, {"epoch": str(epoch), "history": json.dumps(history)})
+    return tensors
 
 
-def _restore(
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """sha256 over the metadata and over name, type, shape and bytes of every tensor (on the CPU), ordered by name."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _keep(folder: Path, epoch: int, network: nn.Module) -> dict[str, str]:
+    """Writes the weights after an epoch. Returns the file's sha256, by its name."""
+    path = folder / f"epoch{epoch}.safetensors"
+    save_tensors(path, network.state_dict())
+    return {path.name: sha256_of(path)}
+
+
+def _save(
     path: Path,
+    epoch: int,
+    history: list[dict[str, float]],
+    kept: dict[str, str],
     network: nn.Module,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     masker: Masker | None,
-) -> tuple[int, list[dict[str, float]]]:
+) -> None:
+    state = _state(network, objective, optimizer, masker)
+    tensors = {name: value.detach().cpu() for name, value in state.items()}
+    metadata = {"epoch": str(epoch), "history": json.dumps(history), "kept": json.dumps(kept)}
+    save_tensors(path, tensors, {**metadata, "sha256": _checksum(tensors, metadata)})
+
+
+def _restore(
+    path: Path,
+    epochs: range,
+    keep_epochs: tuple[int, ...],
+    network: nn.Module,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    masker: Masker | None,
+) -> tuple[int, list[dict[str, float]], dict[str, str]]:
+    """Puts back what `_save` wrote after one of ``epochs`` (numbered from 1).
+
+    Returns:
+        That epoch, the history, and the checksums of the weights that were kept until then.
+
+    Raises:
+        DamagedFile: anything in it, or in those weights, is not as this training wrote it; then nothing was changed.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.pop("sha256", "") != _checksum(tensors, metadata):
+        raise DamagedFile(path, "its content does not match its checksum")
+    done, history = _progress(path, epochs, metadata)
+    early = [epoch for epoch in keep_epochs if epoch == 0 or epochs.start <= epoch <= done]
+    kept = _kept(path, early, metadata)
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "objective": {}, "optimizer": {}, "masks": {}}
-    try:
-        with safe_open(path, framework="pt") as file:
-            information = file.metadata()
-            for name in file.keys():  # noqa: SIM118 (safe_open is not iterable)
-                part, _, rest = name.partition(".")
-                parts[part][rest] = file.get_tensor(name)
-    except (SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); delete it to train this network anew") from None
+    expected = _state(network, objective, optimizer, masker)
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise DamagedFile(path, f"{name} is missing" if name in expected else f"{name} is not of this training")
+    for name, ours in expected.items():
+        found = tensors[name]
+        if (found.dtype, found.shape) != (ours.dtype, ours.shape):
+            kinds = [f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for value in (found, ours)]
+            raise DamagedFile(path, f"{name} is {kinds[0]}, this training has {kinds[1]}")
+        part, _, rest = name.partition(".")
+        parts[part][rest] = found
     network.load_state_dict(parts["network"])
     objective.load_state_dict(parts["objective"])
     parameters = optimizer.param_groups[0]["params"]
@@ -308,4 +378,41 @@ def _restore(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     if masker is not None:
         masker.use(parts["masks"])
-    return int(information["epoch"]), json.loads(information["history"])
+    return done, history, kept
+
+
+def _progress(path: Path, epochs: range, metadata: dict[str, str]) -> tuple[int, list[dict[str, float]]]:
+    """The epoch after which a checkpoint was written, one of ``epochs``, and a record for each of them up to it."""
+    written = metadata.get("epoch", "")
+    done = next((epoch for epoch in epochs if str(epoch) == written), None)
+    if done is None:
+        raise DamagedFile(path, f"epoch {written!r} is none of {epochs.start} to {epochs.stop - 1}")
+    try:
+        history = json.loads(metadata.get("history", ""))
+    except ValueError as error:
+        raise DamagedFile(path, f"its history cannot be read: {error}") from None
+    whole = (
+        isinstance(history, list)
+        and all(isinstance(record, dict) for record in history)
+        and [record.get("epoch") for record in history] == list(range(epochs.start, done + 1))
+        and all(isinstance(value, int | float) for record in history for value in record.values())
+    )
+    if not whole:
+        raise DamagedFile(path, f"its history is not one record for each of the epochs {epochs.start} to {done}")
+    return done, history
+
+
+def _kept(path: Path, epochs: list[int], metadata: dict[str, str]) -> dict[str, str]:
+    """The checksums of the weights that were kept after ``epochs``; those files are beside the checkpoint and whole."""
+    try:
+        kept = json.loads(metadata.get("kept", ""))
+    except ValueError as error:
+        raise DamagedFile(path, f"its list of kept weights cannot be read: {error}") from None
+    names = [f"epoch{epoch}.safetensors" for epoch in epochs]  # never a name out of the file
+    if not isinstance(kept, dict) or kept.keys() != set(names):
+        raise DamagedFile(path, f"its list of kept weights is not that of the epochs {epochs}")
+    for name in names:
+        file = path.with_name(name)
+        if not file.is_file() or sha256_of(file) != kept[name]:
+            raise DamagedFile(file, f"missing, or not what was there when {path.name} was written")
+    return kept

@@ -7,7 +7,7 @@ import pytest
 from pipeline import experiment
 from pipeline.distillation import LOSSES
 from pipeline.registry import UserError
-from pipeline.stage import walk
+from pipeline.stage import in_order
 from pipeline.stages import Prune, Recover, Train
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -18,7 +18,7 @@ SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 def test_loads_and_plans(path, tmp_path):
     study = experiment.load(path)
     plan = experiment.plan(study, tmp_path)
-    stages = walk([plan.report])
+    stages = in_order([plan.report])
     assert len({stage.key for stage in stages}) == len(stages)
     assert {verb for verb in ("train", "predict", "score", "run") if plan.targets(verb)} == {
         "train",
@@ -54,7 +54,7 @@ def test_a_further_sparsity_shares_what_exists(tmp_path):
     stages = []
     for sparsities in ("[0.9]", "[0.5,0.9]"):
         plan = experiment.plan(experiment.load(SMOKE, [f"sparsities={sparsities}"]), tmp_path)
-        stages.append({stage.key: stage for stage in walk([plan.report])})
+        stages.append({stage.key: stage for stage in in_order([plan.report])})
     new = [stage for key, stage in stages[1].items() if key not in stages[0]]
     assert not [stage for stage in new if isinstance(stage, Train)]
     assert {stage.sparsity for stage in new if isinstance(stage, Prune)} == {0.5}

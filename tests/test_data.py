@@ -1,8 +1,11 @@
 """Splits, imbalance, augmentation against a slow loop, and the checked image cache."""
 
+import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import data
-from pipeline.data import DATASETS, Augmentation, Batches, Data, Normalisation, Split, stratified
+from pipeline.data import DATASETS, Augmentation, Data, Normalisation, Split, stratified
+from pipeline.data import folder as image_folder
+from pipeline.data.batches import Batches
 from pipeline.registry import UserError
 
 
@@ -45,7 +49,7 @@ def test_mnist5k_is_the_real_thing(tmp_path):
 def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatch):
     """Bit-equal to the plain way, image by image, with and without the padded copy."""
     if not copy_kept:
-        monkeypatch.setattr(data, "PADDED_COPY_LIMIT", 0)
+        monkeypatch.setattr("pipeline.data.batches.PADDED_COPY_LIMIT", 0)
     split = random_split()
     batches = Batches(split, PLAIN, batch_size=8, augmentation=Augmentation(crop_padding, flip))
     order, flips, tops, lefts = batches.draw((1, 0), 5)
@@ -114,6 +118,26 @@ def test_imbalance(tmp_path):
         Data(dataset, keep=(("cat", 0.5),)).load(tmp_path)
 
 
+@pytest.mark.parametrize("options", [{}, {"long_tail": 4.0}, {"keep": (("class1", 0.5),)}])
+def test_parts_are_disjoint_rows_of_the_dataset(tmp_path, options):
+    dataset = DATASETS.build({"name": "synthetic", "examples": 400}, "data")
+    everything, splits = dataset.load(tmp_path).train, Data(dataset, **options).load(tmp_path)
+    for part in (splits.train, splits.validation, splits.test):
+        assert np.array_equal(part.images, everything.images[part.ids])
+        assert np.array_equal(part.labels, everything.labels[part.ids])
+        assert (np.diff(part.ids) > 0).all()
+    ids = np.concatenate([splits.train.ids, splits.validation.ids, splits.test.ids])
+    assert len(set(ids.tolist())) == len(ids) and (len(ids) == 400) == (not options)
+
+
+def test_dividing_copies_every_image_once(tmp_path, monkeypatch):
+    copied = []
+    take = Split.take
+    monkeypatch.setattr(Split, "take", lambda split, rows: copied.append(len(rows)) or take(split, rows))
+    Data(DATASETS.build({"name": "synthetic", "examples": 400}, "data"), long_tail=4.0).load(tmp_path)
+    assert sum(copied) < 400
+
+
 @pytest.fixture
 def tree(tmp_path):
     random = np.random.default_rng(0)
@@ -136,6 +160,22 @@ def test_image_folder_reads_pixels_and_classes(tree):
     first = np.asarray(Image.open(tree / "train" / "bird" / "0.png"))
     assert np.array_equal(source.train.images[0], first)
     assert load_tree(tree, size=8, colour="grey").test.images.shape == (12, 8, 8, 1)
+
+
+@pytest.mark.parametrize("name", ["image_folder", "mnist5k", "synthetic"])
+def test_identity_and_images_need_no_torch(tree, tmp_path, name):
+    options = {"name": name, **({"path": str(tree)} if name == "image_folder" else {})}
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.data import DATASETS, Data\n"
+        f"data, root = Data(DATASETS.build({options!r}, 'data')), Path({str(tmp_path / 'root')!r})\n"
+        "print(data.identity(root), data.load(root).fingerprint)\n"
+        "heavy = {'torch', 'torchvision', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    top = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=top, capture_output=True, text=True)
+    fingerprint = DATASETS.build(options, "data").load(tmp_path / "root").fingerprint
+    assert done.stdout.split() == ([fingerprint] * 2 if name == "image_folder" else [fingerprint])
 
 
 def test_image_folder_cache_is_used_and_checked(tree, monkeypatch):
@@ -175,7 +215,7 @@ def test_image_folder_damaged_cache_is_named(tree):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1  # one bit of one pixel: numpy reads the file without complaint
     file.write_bytes(content)
-    data._sha256.cache_clear()  # another process
+    image_folder._sha256.cache_clear()  # another process
     with pytest.raises(UserError, match="the image cache is damaged; delete .*decoded") as error:
         load_tree(tree)
     shutil.rmtree(str(error.value).split("delete ")[1].split(",")[0])
@@ -191,6 +231,36 @@ def test_image_folder_damaged_description_of_the_cache_counts_as_absent(tree, te
     assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
 
 
+@pytest.mark.parametrize("way", ["above", "absolute", "link", "folder link", "none"])
+def test_image_folder_cache_that_names_a_file_elsewhere_counts_as_absent(tree, tmp_path, way):
+    """Even one whose checksum is right is neither read nor removed nor written."""
+    before = load_tree(tree)
+    caches = [path.parent for path in (tree.parent / "root").rglob("cache.json")]
+    assert len(caches) == 2
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for number, cache in enumerate(caches):
+        known = json.loads((cache / "cache.json").read_text())
+        target = outside / f"{number}.npy"
+        pixels = np.zeros((12, 32, 32, 3), dtype=np.uint8)
+        np.save(target, pixels)
+        name = {"above": os.path.relpath(target, cache), "absolute": str(target), "none": None}.get(way)
+        if way == "link":
+            name = "images-link.npy"
+            (cache / name).symlink_to(target)
+        if way == "folder link":
+            name = f"below/{number}.npy"
+            (cache / "below").symlink_to(outside)
+        known |= {"images": name, "sha256": image_folder.sha256_of(target)}
+        (cache / "cache.json").write_text(json.dumps(known))
+    content = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()}
+    after = load_tree(tree)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()} == content
+    for cache in caches:
+        assert json.loads((cache / "cache.json").read_text())["images"].startswith("images-")
+
+
 def test_image_folder_missing_pixels_are_decoded_again(tree):
     before = load_tree(tree)
     for file in (tree.parent / "root").rglob("images-*.npy"):
@@ -200,15 +270,15 @@ def test_image_folder_missing_pixels_are_decoded_again(tree):
 
 def test_image_folder_cache_of_another_decoding_is_not_used(tree, monkeypatch):
     before = load_tree(tree)
-    monkeypatch.setattr(data, "DECODING", data.DECODING + 1)
+    monkeypatch.setattr(image_folder, "DECODING", image_folder.DECODING + 1)
     assert load_tree(tree).fingerprint != before.fingerprint
 
 
 def test_image_folder_pixels_are_hashed_once_per_process(tree):
-    data._sha256.cache_clear()
+    image_folder._sha256.cache_clear()
     for _ in range(3):
         load_tree(tree)
-    assert data._sha256.cache_info().misses == 2  # train and test
+    assert image_folder._sha256.cache_info().misses == 2  # train and test
 
 
 def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
@@ -217,17 +287,19 @@ def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
     for cache in (tree.parent / "root" / "decoded").iterdir():
         if cache.is_dir():
             (cache / "images-killed.npy").write_bytes(b"half")
+            (cache / ".cache.json.1.aside").write_bytes(b"half")
     for part in ("train", "test"):
         Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(tree / part / "cat" / "new.png")
     load_tree(tree)
     assert len(list((tree.parent / "root").rglob("images-*"))) == 2  # one of train, one of test
+    assert not list((tree.parent / "root").rglob(".*"))
     assert np.array_equal(before.train.images, pixels), "a reader of the former cache keeps its images"
 
 
 def decode_at_once(tree, barrier, answers):
     decoded = []
-    real = data._pixels
-    data._pixels = lambda path, *rest, **options: decoded.append(path.name) or real(path, *rest, **options)
+    real = image_folder._pixels
+    image_folder._pixels = lambda path, *rest, **options: decoded.append(path.name) or real(path, *rest, **options)
     barrier.wait(20)
     source = load_tree(tree)
     answers.put((len(decoded), source.fingerprint, int(source.train.images.sum())))

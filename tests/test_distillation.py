@@ -1,9 +1,12 @@
-"""The losses against slow loops and torchdistill, and the objective's window, teachers, audit and resume."""
+"""The losses against slow loops and torchdistill, and the objective's window, teachers, check and resume."""
 
 from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -827,10 +830,10 @@ def train(objective, student, steps: range, total: int, optimizer=None):
 EVERYTHING = [name for name in LOSSES if name != "ce"]
 
 
-def test_every_loss_trains_in_one_objective_and_passes_the_audit():
+def test_every_loss_trains_in_one_objective_and_passes_the_check():
     objective, networks, student = make_objective(" + ".join(f"1e-3 {name}" for name in EVERYTHING))
     logs, _ = train(objective, student, range(25), 25)
-    objective.audit()
+    objective.check_progress()
     for loss, terms in logs:
         assert set(terms) == {*EVERYTHING, "teacher_accuracy"}
         assert loss == pytest.approx(sum(terms.values()) - terms["teacher_accuracy"], rel=1e-5)
@@ -939,20 +942,20 @@ def test_adapters_are_a_function_of_the_seed_and_leave_the_generator_alone():
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
-def test_the_audit_names_a_term_that_is_always_zero():
+def test_the_check_names_a_term_that_is_always_zero():
     teacher = observed(Network(3, 0))
     objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
     training = make_training()
     objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
     for step in range(20):
-        objective.audit()  # too early to judge
+        objective.check_progress()  # too early to judge
         batch = make_batch(training, seed=step)
         objective(teacher(batch.images), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
-        objective.audit()
+        objective.check_progress()
 
 
-def test_the_audit_remembers_across_a_resume_and_judges_short_trainings_at_their_end():
+def test_the_check_remembers_across_a_resume_and_judges_short_trainings_at_their_end():
     teacher, training = observed(Network(3, 0)), make_training()
 
     def made():
@@ -968,12 +971,12 @@ def test_the_audit_remembers_across_a_resume_and_judges_short_trainings_at_their
         batch = make_batch(training, seed=step)
         objective(teacher(batch.images), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
-        objective.audit()
+        objective.check_progress()
     short = made()
     short(teacher(batch.images), batch, step=0, steps=1)
-    short.audit()
+    short.check_progress()
     with pytest.raises(UserError, match="'kd' was exactly zero in 1 steps"):
-        short.audit(steps=1)
+        short.check_progress(steps=1)
 
 
 def test_a_window_without_a_step_is_refused():
@@ -985,7 +988,7 @@ def test_a_window_without_a_step_is_refused():
 
 
 @pytest.mark.parametrize("broken", ["detached", "zero"])
-def test_the_audit_names_an_adapter_without_a_gradient(broken):
+def test_the_check_names_an_adapter_without_a_gradient(broken):
     objective, _, student = make_objective("fitnet")
     training = make_training()
     for step in range(20):
@@ -994,16 +997,16 @@ def test_the_audit_names_an_adapter_without_a_gradient(broken):
         if broken == "zero":
             (0 * loss).backward()
     with pytest.raises(UserError, match=r"'fitnet\.0\.(weight|bias)' received no gradient"):
-        objective.audit()
+        objective.check_progress()
 
 
 def test_a_teacher_that_was_not_drawn_yet_is_not_blamed():
     objective, _, student = make_objective("fitnet", teachers=3, ensemble="random")
     train(objective, student, range(40), 40)
-    objective.audit(steps=10)
+    objective.check_progress(steps=10)
     objective, _, student = make_objective("fitnet", teachers=3, window=(0.9, 1.0))
     train(objective, student, range(40), 100)
-    objective.audit(steps=10)
+    objective.check_progress(steps=10)
 
 
 def test_what_cannot_be_trained_is_refused():
@@ -1063,7 +1066,7 @@ def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
     cache.rows[0, 2, 1] = 0
     assert cache.get(0, ids) is None and torch.equal(cache.get(0, ids[:2]), logits[:2])
     assert cache.path.stat().st_blocks * 512 >= cache.rows.nbytes, "a full disk would end the process later"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "logits.npy"}
 
 
 def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
@@ -1072,7 +1075,55 @@ def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
     first, second = LogitsCache(path, **shape), LogitsCache(path, **shape)
     ids, logits = torch.arange(3), torch.randn(3, CLASSES)
     first.put(1, ids, logits)
-    assert torch.equal(second.get(1, ids), logits) and not list(tmp_path.glob("*.tmp"))
+    assert torch.equal(second.get(1, ids), logits) and {path.name for path in tmp_path.iterdir()} == {
+        ".lock",
+        "logits.npy",
+    }
+
+
+FORK = multiprocessing.get_context("fork")  # what was put in the place of os.link holds in the child
+
+
+def make_cache(path, link):
+    os.link = link
+    LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+
+
+def test_what_a_killed_process_left_half_made_is_removed(tmp_path):
+    for name in ("logits.npy", "other.npy"):
+        maker = FORK.Process(target=make_cache, args=(tmp_path / name, lambda *_: os.kill(os.getpid(), signal.SIGKILL)))
+        maker.start()
+        maker.join(20)
+        assert maker.exitcode == -signal.SIGKILL
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {".lock", f".{name}.{maker.pid}.aside"}, "the second removed what the first left"
+    (tmp_path / ".runs.csv.1.aside").touch()  # another's, who may be alive
+    LogitsCache(tmp_path / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".runs.csv.1.aside", "logits.npy"}
+
+
+def test_what_a_live_process_is_making_is_waited_for(tmp_path):
+    path = tmp_path / "logits.npy"
+    reached, go_on = FORK.Event(), FORK.Event()
+    real = os.link
+
+    def slowly(unfinished, target):
+        reached.set()
+        go_on.wait(20)
+        real(unfinished, target)
+
+    first = FORK.Process(target=make_cache, args=(path, slowly))
+    second = FORK.Process(target=make_cache, args=(path, real))
+    first.start()
+    assert reached.wait(20)
+    second.start()
+    second.join(0.5)
+    assert second.is_alive() and (tmp_path / f".{path.name}.{first.pid}.aside").exists() and not path.exists()
+    go_on.set()
+    for process in (first, second):
+        process.join(20)
+        assert process.exitcode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "logits.npy"}
 
 
 def test_a_cache_that_cannot_be_kept_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Exported networks: one file that repeats the stored network's logits, or none at all."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 from pipeline import export, models, pruning
 from pipeline.__main__ import main
+from pipeline.files import sha256_of
 from pipeline.registry import UserError
 
 SHAPE = (3, 16, 16)
@@ -31,7 +33,24 @@ def stored(request, tmp_path_factory):
         pruned = pruning.prune(network, method, 0.75, images=torch.randn(4, *SHAPE))
         network, masks, info = pruned.network, pruned.masks, models.with_removed(info, pruned.removed)
     models.save(folder, network, info, masks)
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in folder.iterdir()}
+    (folder / "manifest.json").write_text(json.dumps({"options": {}, "inputs": {}, "files": files}))
     return folder, network.eval()
+
+
+def test_a_damaged_network_is_not_exported(stored, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(stored[0], folder)
+    weights = folder / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights.safetensors: does not match its checksum"):
+        export.export(folder, tmp_path / "network.safetensors", "safetensors")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest.json: cannot be read"):
+        export.export(folder, tmp_path / "network.safetensors", "safetensors")
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_safetensors_builds_again(stored, tmp_path):

@@ -25,9 +25,7 @@ def trained(network):
     return network
 
 
-@pytest.mark.parametrize(
-    ("name", "left"), [("resnet18", 0), ("mobilenet_v3_small", 0), ("densenet121", 62)]
-)
+@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("mobilenet_v3_small", 0), ("densenet121", 62)])
 def test_folded_network_gives_the_same_logits(name, left):
     options = {"num_classes": 10, "weights": None}
     network = trained(torchvision.models.get_model(name, **options)).train()

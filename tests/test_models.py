@@ -1,9 +1,13 @@
 """Every network builds for any channel and class count, shows Outputs, and comes back from disk bit for bit."""
 
+import errno
+import os
+
 import pytest
 import torch
 
 from pipeline import models
+from pipeline.files import DamagedFile
 from pipeline.models import Observer
 from pipeline.registry import UserError
 
@@ -76,6 +80,55 @@ def test_save_and_load(tmp_path):
     again = models.load_weights(tmp_path, models.fresh(info))
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(again(images), network.eval()(images))
+
+
+def test_tensors_come_back_with_their_types_and_shapes(tmp_path):
+    tensors = {
+        "image order": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "half": torch.randn(3).bfloat16(),
+        "mask": torch.tensor([True, False]),
+        "scalar": torch.tensor(7),
+        "none": torch.zeros(0, 2),
+    }
+    for metadata in (None, {"epoch": "1", "umlaut": "ä\n"}):
+        models.save_tensors(tmp_path / "some.safetensors", tensors, metadata)
+        found, said = models.read_tensors(tmp_path / "some.safetensors")
+        assert said == (metadata or {}) and found.keys() == tensors.keys()
+        for name, value in tensors.items():
+            assert found[name].dtype == value.dtype and torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_tensors_that_cannot_be_written_leave_the_former_ones(tmp_path, monkeypatch, call):
+    path = tmp_path / "some.safetensors"
+    models.save_tensors(path, {"a": torch.ones(2)})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        models.save_tensors(path, {"a": torch.zeros(2)})
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    assert torch.equal(models.read_tensors(path)[0]["a"], torch.ones(2))
+
+
+def test_what_is_no_safetensors_file_is_damaged(tmp_path):
+    path = tmp_path / "some.safetensors"
+    for content in (
+        b"",
+        b"{}",
+        b"\xff" * 64,
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"\xff\xfe",
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DamagedFile, match="damaged .no safetensors file: .") as error:
+            models.read_tensors(path)
+        assert "\n" not in str(error.value)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        models.read_tensors(path)
 
 
 def test_bad_names_and_sizes():

@@ -12,8 +12,11 @@ from pipeline import efficiency, experiment, models
 from pipeline.__main__ import main
 from pipeline.distillation import Teacher
 from pipeline.registry import UserError
-from pipeline.stage import Context, StageFailed, Store, walk
-from pipeline.stages import Recover, Train, load_network, load_splits, load_teacher, read_rows, write_rows
+from pipeline.stage import Context, in_order
+from pipeline.stages import Recover, Train, load_network, load_splits
+from pipeline.stages.networks import load_teacher
+from pipeline.store import StageFailed, Store
+from pipeline.table import read_rows, write_rows
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
@@ -38,9 +41,14 @@ def store(tmp_path_factory):
 def make(store, *targets, **changes):
     """Computes stages and what they need; returns the folder of the first."""
     context = replace(Context(store, store.root / "data"), **changes)
-    for stage in walk(list(targets)):
+    for stage in in_order(targets):
         store.execute(stage, context)
     return store.open(targets[0])
+
+
+def check_before_training(plan, root):
+    for stage in in_order([plan.report]):
+        stage.check(root)
 
 
 def with_keys(stages):
@@ -63,7 +71,7 @@ def test_teachers_of_other_seeds_leave_the_floor_alone(tmp_path):
         assert {teacher.key for teacher in student.teachers} <= {stage.key for stage in student.inputs()}
     assert with_keys(plan.floor) == with_keys(plain.floor) and with_keys(plan.dense) == with_keys(plain.dense)
     assert with_keys(plan.cells[0].score.references) == with_keys(plain.cells[0].score.references)
-    trained = [stage for stage in walk([plan.report]) if isinstance(stage, Train)]
+    trained = [stage for stage in in_order([plan.report]) if isinstance(stage, Train)]
     assert sorted(stage.seed for stage in trained) == [0, 1, 7, 8]
 
 
@@ -116,7 +124,7 @@ def test_one_teacher_twice_is_refused(tmp_path):
 def test_a_teacher_that_cannot_read_the_images_is_refused_before_training(tmp_path):
     plan, _ = recoveries(tmp_path, "{losses: kd, teachers: {network: vgg8}}", "data.size=8")
     with pytest.raises(UserError, match="vgg8 does not take 3x8x8 images"):
-        experiment.check_before_training(walk([plan.report]), tmp_path)
+        check_before_training(plan, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +137,7 @@ def test_a_teacher_that_cannot_read_the_images_is_refused_before_training(tmp_pa
 def test_what_cannot_be_computed_is_refused_before_training(tmp_path, recovery, message):
     plan, _ = recoveries(tmp_path, recovery)
     with pytest.raises(UserError, match=message):
-        experiment.check_before_training(walk([plan.report]), tmp_path)
+        check_before_training(plan, tmp_path)
 
 
 def test_budgets_and_rounds_are_refused_together():
@@ -276,8 +284,8 @@ def test_the_report_compares_quality_at_equal_cost(store, budgets):
         assert float(point["steps"]) == int(point["epochs"]) * per_epoch
         parents = len(read_rows(store.open(stage.dense) / "history.csv")) * per_epoch * (point["recovery"] == "late kd")
         assert float(point["steps_with_teachers"]) == float(point["steps"]) + parents
-        own, parent = (store.manifest(one)["training_seconds"] for one in (stage, stage.dense))
-        assert float(point["seconds"]) == own and 0 < own < store.manifest(stage)["seconds"]
+        own, parent = (store.manifest(one).facts["training_seconds"] for one in (stage, stage.dense))
+        assert float(point["seconds"]) == own and 0 < own < store.manifest(stage).facts["seconds"]
         assert float(point["seconds_with_teachers"]) == pytest.approx(own + parent * (point["recovery"] == "late kd"))
     rows = read_rows(report / "speed_up.csv")
     assert {(row["recovery"], row["against"]) for row in rows} == {("late kd", "finetune")} and len(rows) == 2 * len(

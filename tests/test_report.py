@@ -23,11 +23,11 @@ from pipeline.registry import Registry
 from pipeline.report import catalogue, words
 from pipeline.report.figures import plain
 from pipeline.report.words import number
+from pipeline.similarity import SUMMARY_LAYER
 from pipeline.statistics import compare
 from pipeline.table import RUN, measured, read_long, select
 
-SUMMARY = catalogue.SUMMARY_LAYER
-LAYERS = (SUMMARY, "block1", "embedding")
+LAYERS = (SUMMARY_LAYER, "block1", "embedding")
 CELLS = [
     ("magnitude", 0.5, "none"),
     ("magnitude", 0.9, "none"),
@@ -229,7 +229,7 @@ def test_wide_table_holds_the_long_one(finished):
                 for row in arguments["rows"]
                 if (row["pruning"], row["sparsity_asked"], row["recovery"], row["seed"]) == (*title, int(run["seed"]))
                 and (row["measure"], row["kind"] != "floor") == (name, True)
-                and row.get("layer") in (None, SUMMARY)
+                and row.get("layer") in (None, SUMMARY_LAYER)
             ] or [None]
             assert run[name] == "" if value is None else float(run[name]) == value
             cells += value is not None
@@ -307,7 +307,7 @@ def test_correlations_are_shown_also_as_text_of_a_file(finished, registries, tmp
     arguments, found = finished
     lines = [row for row in text_of(found.page) if row[0].startswith("CKA, ") and len(row) == 6]
     assert len(lines) == len(arguments["correlation"])
-    assert lines[0] == ["CKA, " + SUMMARY, "CEV", "pearson", "-0.50", "-0.70 to -0.25", "12"]
+    assert lines[0] == ["CKA, " + SUMMARY_LAYER, "CEV", "pearson", "-0.50", "-0.70 to -0.25", "12"]
     first = {line[1] for line in lines[:3]}
     assert first == {"accuracy", "CEV", "SDE"} and {line[4] for line in lines if "embedding" in line[0]} == {"–"}
     text = [
@@ -379,14 +379,14 @@ def test_a_new_measure_stands_everywhere(registries, tmp_path):
         assert name in found.runs[0]
     assert "lost" in found.summary["table"]["header"] and "overlap" in found.summary["table"]["header"]
     assert "lost over floor" in found.summary["table"]["header"] and "lost" in printed(found.summary)
-    for title in ("Share of right answers lost", f"Overlap of neighbours, {SUMMARY}", "Nobody&#39;s headline"):
+    for title in ("Share of right answers lost", f"Overlap of neighbours, {SUMMARY_LAYER}", "Nobody&#39;s headline"):
         assert title in found.page
     events = scalars(tmp_path / "a" / "tensorboard" / "magnitude 0.9" / "finetune" / "seed2")
     assert events["result/lost_share"] == [(0, pytest.approx(lost[2]))]
     assert {"result/overlap", "result/quiet", "result/cka", "result/cev"} <= set(events)
     assert any(sentence.startswith("lost: dense networks") for sentence in found.summary["sentences"])
     assert {row["measure"] for row in table(tmp_path / "a" / "measures.csv")} >= {"lost_share", "quiet"}
-    assert ["overlap, " + SUMMARY, "lost"] in [row[:2] for row in text_of(found.page)]
+    assert ["overlap, " + SUMMARY_LAYER, "lost"] in [row[:2] for row in text_of(found.page)]
 
 
 def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path):

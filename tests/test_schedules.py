@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import experiment, models, pruning, stages, training
+from pipeline import experiment, models, pruning, training
 from pipeline.__main__ import main
 from pipeline.registry import UserError
-from pipeline.stage import Context, Store, walk
-from pipeline.stages import Prune, Recover, Train, load_network, load_splits, rewind
+from pipeline.stage import Context, in_order
+from pipeline.stages import Prune, Recover, Train, load_network, load_splits
+from pipeline.stages.networks import rewind
+from pipeline.store import Store
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 SHORT = ["seeds=1", "data.examples=240", "train.epochs=2", "recover.epochs=2", "recoveries=[finetune]"]
@@ -31,8 +33,10 @@ def compute(root, *overrides):
     study = experiment.load(SMOKE, [*SHORT, *overrides])
     plan = experiment.plan(study, root / "data")
     store = Store(root)
-    experiment.check_before_training(walk(plan.targets("recover")), root / "data")
-    for stage in walk(plan.targets("recover")):
+    todo = in_order(plan.targets("recover"))
+    for stage in todo:
+        stage.check(root / "data")
+    for stage in todo:
         store.execute(stage, Context(store, root / "data"))
     return store, [network for cell in plan.cells if cell.sparsity for network in cell.networks]
 
@@ -46,10 +50,9 @@ def removed(masks):
 
 
 @pytest.mark.parametrize("name", [name for name in pruning.METHODS if pruning.METHODS[name].grows])
-def test_gradual_grows_while_it_recovers(root, name, monkeypatch):
-    monkeypatch.setattr(stages, "PRUNING_EXAMPLES", 32)
+def test_gradual_grows_while_it_recovers(root, name):
     schedule = "{name: gradual, initial: 0.1, updates: 3}"
-    store, (network,) = compute(root, f"prunings=[{{name: {name}, schedule: {schedule}}}]")
+    store, (network,) = compute(root, f"prunings=[{{name: {name}, schedule: {schedule}}}]", "pruning_examples=32")
     step = 1 / 16 if name == "filters" else 1e-4  # filters go whole, and the narrowest layer has 16
     assert size(store, network.network)["sparsity"] == pytest.approx(0.1, abs=step)
     assert size(store, network)["sparsity"] == pytest.approx(0.8, abs=step)

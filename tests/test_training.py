@@ -1,13 +1,17 @@
-"""The loop: learning rates, going on after a kill with the same bytes, masks held, divergence named."""
+"""The loop: learning rates, going on after a kill with the same bytes, damage noticed, masks held, divergence named."""
 
+import json
 import math
+import random
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline import distillation, models, pruning, training
-from pipeline.data import DATASETS, Augmentation, Batches, Data, Normalisation
+from pipeline.data import DATASETS, Augmentation, Data, Normalisation
+from pipeline.data.batches import Batches
+from pipeline.files import DamagedFile
 from pipeline.registry import UserError
 from pipeline.training import Fit, learning_rate
 
@@ -25,7 +29,9 @@ def splits(tmp_path_factory):
 OPTIONS = Fit(epochs=3, batch_size=32, learning_rate=0.05, augmentation=Augmentation(1, True))
 
 
-def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, stop_after=None):
+def run(
+    splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, keep=(), stop_after=None
+):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
     network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
     normalisation = Normalisation.of(splits.train)
@@ -68,6 +74,7 @@ def run(splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0)
         seed=(0, 0),
         folder=folder,
         masker=masker,
+        keep_epochs=keep,
         report=report,
     )
     return network, history, masker
@@ -98,9 +105,256 @@ def test_interrupted_training_ends_with_the_same_bytes(splits, tmp_path, options
 
 
 def test_damaged_checkpoint_is_named(splits, tmp_path):
-    (tmp_path / "checkpoint.safetensors").write_bytes(b"\x07" * 100)
-    with pytest.raises(UserError, match=r"checkpoint.safetensors: damaged checkpoint .* delete it to train"):
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(b"\x07" * 100)
+    with pytest.raises(DamagedFile, match=r"checkpoint.safetensors: damaged \(no safetensors file: ") as error:
         run(splits, tmp_path)
+    assert error.value.path == path and "\n" not in str(error.value)
+    assert path.read_bytes() == b"\x07" * 100, "what becomes of it is for the caller to say"
+
+
+class Checkpoint:
+    """A checkpoint of the first of three epochs (masks, an adapter, momentum), and what is in memory to restore it to.
+
+    The calls that go through fit() are few; the many go to the function that it calls.
+    """
+
+    def __init__(self, splits, folder: Path) -> None:
+        options = {"masked": True, "losses": "ce + fitnet"}
+        with pytest.raises(Stopped):
+            run(splits, folder, stop_after=2, **options)
+        self.path = folder / "checkpoint.safetensors"
+        self.content = self.path.read_bytes()
+
+        def restore(*arguments):
+            self.arguments = arguments
+            raise Stopped
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(training, "_restore", restore)
+            run(splits, folder, **options)
+        self.before = self.state()
+        self.progress = training._restore(*self.arguments)
+        self.after = self.state()
+        self.reset()
+
+    def state(self):
+        return {name: value.clone() for name, value in training._state(*self.arguments[3:]).items()}
+
+    def reset(self):
+        for name, value in training._state(*self.arguments[3:]).items():
+            value.copy_(self.before[name])
+
+    def damage(self, content: bytes) -> str:
+        """What is said to a damaged file; that the damage is harmless, or that nothing was changed, is checked."""
+        self.path.write_bytes(content)
+        try:
+            progress = training._restore(*self.arguments)
+        except DamagedFile as error:
+            assert "\n" not in str(error)
+            assert all(torch.equal(value, self.before[name]) for name, value in self.state().items()), str(error)
+            return str(error)
+        state = self.state()
+        self.reset()
+        assert progress == self.progress and state.keys() == self.after.keys()
+        assert all(torch.equal(value, self.after[name]) for name, value in state.items())
+        return "harmless"
+
+    def rewritten(self, change, *, sealed: bool) -> str:
+        """As if another program had changed the tensors or the metadata; sealed: and had made the checksum fit."""
+        self.path.write_bytes(self.content)
+        tensors, metadata = models.read_tensors(self.path)
+        checksum = metadata.pop("sha256")
+        change(tensors, metadata)
+        checksum = training._checksum(tensors, metadata) if sealed else checksum
+        models.save_tensors(self.path, tensors, {**metadata, "sha256": checksum})
+        return self.damage(self.path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(splits, tmp_path_factory):
+    torch.manual_seed(0)
+    return Checkpoint(splits, tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_the_checkpoint_itself_is_taken(checkpoint):
+    assert checkpoint.damage(checkpoint.content) == "harmless"
+    assert checkpoint.rewritten(lambda tensors, metadata: None, sealed=True) == "harmless"
+    assert any(not torch.equal(value, checkpoint.before[name]) for name, value in checkpoint.after.items())
+    parts = {name.split(".")[0] for name in checkpoint.after}
+    assert parts == {"network", "objective", "optimizer", "masks"}
+    assert len([name for name in checkpoint.after if name.startswith("optimizer.")]) == len(
+        [*checkpoint.arguments[3].parameters(), *checkpoint.arguments[4].parameters()]
+    )
+
+
+def test_the_checksum_is_over_all_that_is_said():
+    one = {"a": torch.ones(4), "b": torch.zeros(())}
+    others = [
+        {"a": torch.ones(4), "c": torch.zeros(())},
+        {"a": torch.ones(2, 2), "b": torch.zeros(())},
+        {"a": torch.ones(4).view(torch.int32), "b": torch.zeros(())},
+        {"a": torch.tensor([1.0, 1, 1, -1]), "b": torch.zeros(())},
+        {"a": torch.ones(4)},
+    ]
+    sums = [training._checksum(tensors, {"epoch": "1"}) for tensors in (one, *others)]
+    sums += [training._checksum(one, {"epoch": "2"}), training._checksum(one, {})]
+    assert len(set(sums)) == len(sums)
+    assert training._checksum(dict(reversed(one.items())), {"epoch": "1"}) == sums[0]
+
+
+def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(checkpoint):
+    content, draw = checkpoint.content, random.Random(0)
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = [*range(8), *draw.sample(range(8, header), 400), *draw.sample(range(header, len(content)), 200)]
+    places += range(header - 9, header)  # where the padding is
+    harmless = 0
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= draw.choice([1 << draw.randrange(8), draw.randrange(1, 256)])
+        if checkpoint.damage(bytes(damaged)) == "harmless":  # white space of another kind, in the padding
+            assert place >= header - 8 and damaged[place] in b"\t\n\r", place
+            harmless += 1
+    assert harmless < 8
+
+
+def test_no_truncated_or_extended_checkpoint_goes_unnoticed(checkpoint):
+    content, draw = checkpoint.content, random.Random(1)
+    for length in [0, 1, 7, 8, 9, len(content) - 1, *(draw.randrange(len(content)) for _ in range(50))]:
+        assert "no safetensors file" in checkpoint.damage(content[:length]), length
+    assert "no safetensors file" in checkpoint.damage(content + b"\0")
+
+
+def test_no_missing_or_foreign_tensor_of_a_checkpoint_goes_unnoticed(checkpoint):
+    for name in checkpoint.after:
+        for sealed in (False, True):
+            said = checkpoint.rewritten(lambda tensors, _, name=name: tensors.pop(name), sealed=sealed)
+            assert (f"({name} is missing)" in said) if sealed else ("does not match its checksum" in said), said
+    for name in ("masks.more", "other.weight", "optimizer.0.exp_avg", "optimizer.999.momentum_buffer", "plain"):
+        said = checkpoint.rewritten(lambda tensors, _, name=name: tensors.update({name: torch.ones(1)}), sealed=True)
+        assert f"({name} is not of this training)" in said
+    without = checkpoint.rewritten(
+        lambda tensors, _: [tensors.pop(name) for name in list(tensors) if name.startswith("masks.")], sealed=True
+    )
+    assert "(masks." in without and without.endswith(" is missing)")
+
+
+def test_swapped_tensors_of_a_checkpoint_are_noticed(checkpoint):
+    names = sorted(checkpoint.after)
+    pairs = [
+        (one, other)
+        for one, other in zip(names, names[1:], strict=False)
+        if checkpoint.after[one].shape == checkpoint.after[other].shape
+        and checkpoint.after[one].dtype == checkpoint.after[other].dtype
+        and not torch.equal(checkpoint.after[one], checkpoint.after[other])
+    ]
+    assert len(pairs) > 5
+    for one, other in pairs:
+        said = checkpoint.rewritten(
+            lambda tensors, _, one=one, other=other: tensors.update({one: tensors[other], other: tensors[one]}),
+            sealed=False,
+        )
+        assert "does not match its checksum" in said
+
+
+@pytest.mark.parametrize("part", ["network.", "objective.", "optimizer.", "masks."])
+def test_tensors_of_another_shape_or_type_are_noticed(checkpoint, part):
+    name = next(name for name, value in checkpoint.after.items() if name.startswith(part) and value.numel() > 1)
+    for change in (lambda value: value[:-1], lambda value: value[None], lambda value: value.to(torch.float16)):
+        said = checkpoint.rewritten(
+            lambda tensors, _, change=change: tensors.update({name: change(tensors[name])}), sealed=True
+        )
+        assert f"({name} is " in said and ", this training has " in said
+
+
+@pytest.mark.parametrize("epoch", ["9999", "4", "0", "-1", "x", "", "1.0", "1e0", "01", " 1", "\u0661", None])
+def test_an_epoch_that_cannot_be_is_noticed(checkpoint, epoch):
+    def change(_, metadata):
+        metadata.pop("epoch") if epoch is None else metadata.update(epoch=epoch)
+
+    assert "is none of 1 to 3" in checkpoint.rewritten(change, sealed=True)
+    assert "does not match its checksum" in checkpoint.rewritten(change, sealed=False)
+
+
+RECORD = {"epoch": 1, "loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    "history",
+    [None, "", "{", "{}", "1", "null", "[]", "[1]", [RECORD] * 2, [{"epoch": 2}], [{}], [{**RECORD, "loss": "x"}]],
+)
+def test_a_history_that_cannot_be_is_noticed(checkpoint, history):
+    def change(_, metadata):
+        text = history if isinstance(history, str) else json.dumps(history)
+        metadata.pop("history") if history is None else metadata.update(history=text)
+
+    assert "its history " in checkpoint.rewritten(change, sealed=True)
+
+
+def test_a_later_epoch_needs_a_longer_history(checkpoint):
+    said = checkpoint.rewritten(lambda _, metadata: metadata.update(epoch="2"), sealed=True)
+    assert "its history is not one record for each of the epochs 1 to 2" in said
+
+
+@pytest.mark.parametrize("kept", [None, "", "[]", "null", '{"epoch1.safetensors": ""}', '{"../x": ""}'])
+def test_a_list_of_kept_weights_that_cannot_be_is_noticed(checkpoint, kept):
+    def change(_, metadata):
+        metadata.pop("kept") if kept is None else metadata.update(kept=kept)
+
+    assert "its list of kept weights " in checkpoint.rewritten(change, sealed=True)
+
+
+@pytest.mark.parametrize("name", ["epoch0.safetensors", "epoch1.safetensors"])
+def test_weights_kept_before_an_interruption_are_checked(splits, tmp_path, name):
+    """The store takes the checksums of a stage's files at its end, too late for what was damaged on the way."""
+    keep = (0, 1, 3)
+    run(splits, tmp_path / "whole", keep=keep)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", keep=keep, stop_after=2)
+    path = tmp_path / "cut" / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    for damaged in (bytes(content), None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(DamagedFile, match=rf"{name}: damaged \(missing, or not what was there when") as error:
+            run(splits, tmp_path / "cut", keep=keep)
+        assert error.value.path == path
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", keep=keep, stop_after=3)
+    run(splits, tmp_path / "cut", keep=keep)
+    for epoch in keep:
+        whole, cut = (tmp_path / run / f"epoch{epoch}.safetensors" for run in ("whole", "cut"))
+        assert whole.read_bytes() == cut.read_bytes()
+
+
+@pytest.mark.parametrize("optimizer,states", [("sgd", 1), ("adamw", 3)])
+def test_every_parameter_has_its_state_in_the_checkpoint(splits, tmp_path, optimizer, states):
+    """Those of an adapter that waits for its window as well, so that one that is missing is known to be."""
+    options = Fit(epochs=2, batch_size=64, optimizer=optimizer, learning_rate=1e-3)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path, options=options, losses="ce + fitnet", window=(0.6, 1.0), stop_after=2)
+    tensors, _ = models.read_tensors(tmp_path / "checkpoint.safetensors")
+    numbers = [name.split(".")[1] for name in tensors if name.startswith("optimizer.")]
+    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
+    parameters = len(list(network.parameters())) + 2  # the adapter's
+    assert {number: numbers.count(number) for number in numbers} == {
+        str(number): states for number in range(parameters)
+    }
+
+
+def test_a_checkpoint_of_another_training_is_refused_before_anything_is_changed(splits, tmp_path):
+    with pytest.raises(Stopped):
+        run(splits, tmp_path, stop_after=2)
+    for options, named in (
+        ({"losses": "ce + fitnet"}, "objective"),
+        ({"masked": True}, "masks"),
+        ({"options": Fit(**{**vars(OPTIONS), "momentum": 0.0})}, "optimizer"),
+        ({"options": Fit(**{**vars(OPTIONS), "optimizer": "adamw"})}, "optimizer"),
+    ):
+        with pytest.raises(DamagedFile, match=rf"checkpoint.safetensors: damaged \({named}\."):
+            run(splits, tmp_path, **options)
 
 
 def test_one_step_equals_plain_torch(splits, tmp_path):
@@ -167,7 +421,14 @@ def test_learning_rates():
 
 @pytest.mark.parametrize(
     "options",
-    [{"epochs": 0}, {"learning_rate": -1.0}, {"learning_rate": math.nan}, {"milestones": (0.9, 0.5)}, {"warmup": 1.0}],
+    [
+        {"epochs": 0},
+        {"evaluation_batch_size": 0},
+        {"learning_rate": -1.0},
+        {"learning_rate": math.nan},
+        {"milestones": (0.9, 0.5)},
+        {"warmup": 1.0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -1,4 +1,4 @@
-"""The sum of losses that a training loop minimises, the window in which it asks teachers, and how it audits itself."""
+"""The sum of losses that a training loop minimises, the window in which it asks teachers, a check that it teaches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Objective(nn.Module):
     """What the training loop optimises: a weighted sum of losses over the student and its teachers.
 
     Its parameters are those of the adapters (give them to the optimizer beside the network's) and its ``state_dict`` is
-    what a checkpoint needs: adapters, memory banks, ``teacher_calls`` and what ``audit`` knows, all of them tensors.
+    what a checkpoint needs: adapters, memory banks, ``teacher_calls`` and what ``check_progress`` knows, all of them
+    tensors.
 
     Several teachers: ``average`` asks all of them and averages each term over them (for ``kd`` that has the gradient of
     the averaged soft targets, and it works for teachers of unequal shapes); ``random`` asks one per step, drawn by
@@ -191,11 +192,11 @@ class Objective(nn.Module):
         start, end = self.window
         return round(start * steps), round(end * steps)
 
-    def audit(self, *, steps: int = 20) -> None:
+    def check_progress(self, *, steps: int = 20) -> None:
         """Stops a training that does not train what it says; the loop calls it now and then, such as after each epoch.
 
         The steps themselves only keep a running maximum on the device. The watch over gradients ends with the first
-        audit that saw every adapter at work.
+        check that saw every adapter at work.
 
         Args:
             steps: terms and adapters that were evaluated less often are not judged yet; 1 at the end of a training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.distillation.loss import Labelled
+from pipeline.files import ASIDE
 from pipeline.models import Observer, Outputs
 from pipeline.registry import UserError
 
@@ -24,7 +26,8 @@ class LogitsCache:
     whole (a machine that stopped, two writers) counts as absent.
 
     Args:
-        path: the ``.npy`` file; made at its full size if absent.
+        path: the ``.npy`` file; made at its full size if absent, and then what killed processes left half made in its
+            folder is removed. That folder also keeps a ``.lock``.
         draws: how often the training split is drawn, that is the number of epochs.
         examples, classes: its size and that of the logits; 4 * draws * examples * (classes + 1) bytes are used.
 
@@ -63,16 +66,21 @@ class LogitsCache:
     @staticmethod
     def _make(path: Path, shape: tuple[int, int, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here and would be a crash in a memory map
-                with unfinished.open("r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
-            with contextlib.suppress(FileExistsError):  # somebody else was faster, and may be filling theirs already
-                os.link(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with path.with_name(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # gone when the process is, however that ended
+            for left in path.parent.glob(f".*{path.suffix}.*{ASIDE}"):  # who wrote them held the lock, and is gone
+                left.unlink(missing_ok=True)
+            unfinished = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
+            try:
+                np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
+                if hasattr(os, "posix_fallocate"):  # a full disk is an error here and would be a crash in a memory map
+                    with unfinished.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
+                # A link and no renaming, which would replace: somebody else was faster, and may be filling theirs.
+                with contextlib.suppress(FileExistsError):
+                    os.link(unfinished, path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
 
 def _checksums(rows: np.ndarray) -> np.ndarray:

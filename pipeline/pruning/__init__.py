@@ -5,13 +5,12 @@ from pipeline.pruning.masker import Masker, rewind
 from pipeline.pruning.masks import apply_masks
 from pipeline.pruning.method import METHODS, Masks, Method, Pruned, check, prunable, prune
 from pipeline.pruning.schedules import SCHEDULES, Iterative, OneShot, Schedule
-from pipeline.pruning.size import Latency, Size, latency, measure
+from pipeline.pruning.size import Size, Timing, latency, latency_rows, measure, size_rows
 
 __all__ = [
     "METHODS",
     "SCHEDULES",
     "Iterative",
-    "Latency",
     "Masker",
     "Masks",
     "Method",
@@ -19,12 +18,15 @@ __all__ = [
     "Pruned",
     "Schedule",
     "Size",
+    "Timing",
     "apply_masks",
     "check",
     "latency",
+    "latency_rows",
     "measure",
     "prunable",
     "prune",
     "replay",
     "rewind",
+    "size_rows",
 ]

@@ -143,7 +143,6 @@ class Group:
                 for end in ends(item.dep, graph):
                     self.gone[end] = self.gone.get(end, 0) + np.cumsum(per_step)
 
-
     def rounded(self, lost: int, round_to: int) -> int:
         """The number of units that may go, up to ``lost``, such that the width left is a multiple of ``round_to``."""
         step = round_to // math.gcd(round_to, self.width)

@@ -146,9 +146,7 @@ def prunable(network: nn.Module, method: Method) -> dict[str, nn.Parameter]:
     weights = {
         parameter: network.get_parameter(parameter)
         for name, module in everything.items()
-        if name not in kept_out
-        and method.prunes(module)
-        and method.includes(name)
+        if name not in kept_out and method.prunes(module) and method.includes(name)
         for parameter in weight_names(name, module)
     }
     if not weights:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.pruning.method import Method, evaluating, prunable
+from pipeline.table import Row, measured
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Latency:
+class Timing:
     """Seconds per forward pass, medians over alternating runs, and ``ratio``: the median of pruned over dense in each
     pair.
 
@@ -68,6 +71,7 @@ class Quantity:
     digits: int | None = None
 
 
+BATCH_SIZES = (1, 128)  # that latency is measured at
 QUANTITIES = {
     "parameters": Quantity("Parameters that are not zero", "parameters", "parameters", digits=0),
     "bytes": Quantity("Size of the file of weights", "bytes", "bytes", digits=0),
@@ -125,10 +129,10 @@ def latency(
     *,
     dense: nn.Module,
     example: Tensor,
-    batch_sizes: tuple[int, ...] = (1, 128),
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
     runs: int = 30,
     seconds: float = math.inf,
-) -> list[Latency]:
+) -> list[Timing]:
     """Times both networks in eval mode, turn by turn, so that whatever else the machine does falls on both.
 
     Args:
@@ -162,8 +166,38 @@ def latency(
                 pairs = pairs[3:]
                 low, ratio, high = statistics.quantiles([mine / base for mine, base in pairs], n=4)
                 mine, base = (statistics.median(column) for column in zip(*pairs, strict=True))
-                results.append(Latency(batch_size, mine, base, ratio, low, high))
+                results.append(Timing(batch_size, mine, base, ratio, low, high))
     finally:
         for module, mode in modes.items():
             module.training = mode
     return results
+
+
+# ---------------------------------------------------------------------------------------------- in the long table
+
+
+def _row(kind: str, name: str, value: float | None, seed: int, *ends: float) -> Row:
+    quantity = QUANTITIES[name]
+    low, high = ends or (None, None)
+    return measured(kind, name, value, seed=seed, low=low, high=high, unit=quantity.unit, better=quantity.better)
+
+
+def size_rows(size: Mapping[str, Any] | None, stored: int, seed: int) -> list[Row]:
+    """Rows of a network's size.
+
+    Args:
+        size: the fields of a `Size`; None for a dense network, which is its own measure.
+        stored: bytes of its file of weights.
+    """
+    return [
+        _row("size", "parameters", size["nonzero_parameters"] if size else None, seed),
+        _row("size", "bytes", stored, seed),
+        _row("size", "macs_ratio", size["macs"] / size["dense_macs"] if size else 1.0, seed),
+    ]
+
+
+def latency_rows(timings: Sequence[Timing] | None, seed: int) -> list[Row]:
+    """Rows of a network's latency over its dense network's: 1 without timings, for one of that network's shape."""
+    if timings is None:
+        return [_row("latency", f"latency_b{size}", 1.0, seed) for size in BATCH_SIZES]
+    return [_row("latency", f"latency_b{one.batch_size}", one.ratio, seed, one.low, one.high) for one in timings]

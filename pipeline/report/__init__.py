@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from pipeline import efficiency
     from pipeline.table import Row
 
-__all__ = ["terminal_table", "write"]
+__all__ = ["FILES", "OPTIONAL_FILES", "terminal_table", "write"]
+
+# What `write` writes: always, and (patterns) where there is something to show.
+FILES = (
+    *("config.yaml", "summary.json", "index.html"),
+    *("rows.csv", "runs.csv", "measures.csv", "per_class.csv", "correlation.csv"),
+)
+OPTIONAL_FILES = ("*.png", "efficiency.csv", "speed_up.csv", "tensorboard/*")
 
 
 def write(

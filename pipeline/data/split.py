@@ -1,0 +1,196 @@
+"""Examples as arrays: how a dataset is divided, made imbalanced, normalised and augmented."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.registry import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some examples of a dataset.
+
+    images: uint8 [N, height, width, channels]; possibly a read-only memory map.
+    labels: int64 [N].
+    ids: int64 [N], the position of each example in the dataset's own training or test part.
+    classes: the class names, in label order.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), the order in which networks see an image."""
+        height, width, channels = self.images.shape[1:]
+        return channels, height, width
+
+    def take(self, rows: np.ndarray) -> Split:
+        return Split(self.images[rows], self.labels[rows], self.ids[rows], self.classes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a dataset delivers before it is divided. ``test`` is None where the dataset has no test part of its own."""
+
+    train: Split
+    test: Split | None
+    fingerprint: str
+
+
+class Dataset(ABC):
+    """What `pipeline.data.DATASETS` holds: frozen dataclasses that read images.
+
+    One that delivers no test part has a field ``test_share``: the share of each class that becomes it.
+    """
+
+    @abstractmethod
+    def load(self, root: Path) -> Source:
+        """Reads the images; ``root`` holds downloads and caches."""
+
+    def identity(self, root: Path) -> str:
+        """Names the contents where the options alone do not; empty where they do."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of pixels in [0, 1], measured on the training split."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @staticmethod
+    def of(split: Split) -> Normalisation:
+        pixels = split.images.shape[0] * split.images.shape[1] * split.images.shape[2]
+        # A histogram per channel is exact and needs no floating-point copy of the images.
+        counts = np.zeros((split.images.shape[3], 256), dtype=np.int64)
+        for start in range(0, len(split), 4096):
+            chunk = split.images[start : start + 4096]
+            for channel in range(counts.shape[0]):
+                counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+        values = np.arange(256) / 255.0
+        mean = counts @ values / pixels
+        variance = counts @ values**2 / pixels - mean**2
+        std = np.sqrt(np.maximum(variance, 1e-6))
+        return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop out of a zero-padded image and random horizontal flip; a different draw for each image."""
+
+    crop_padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crop_padding <= 64:
+            raise ValueError(f"crop_padding is {self.crop_padding}; give 0 to 64 pixels")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, how it is divided, and which training examples are kept.
+
+    validation: share of each training class that is set aside for selection and early decisions.
+    keep: class name or index -> share of its training examples to keep (the others are dropped).
+    long_tail: imbalance factor; class c of C keeps the share factor**(-c / (C - 1)), so 100 leaves the last class 1 %.
+    split_seed: fixes which examples go where; networks of different seeds see the same split.
+    """
+
+    dataset: Dataset
+    validation: float = 0.1
+    keep: tuple[tuple[str, float], ...] = ()
+    long_tail: float = 1.0
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise ValueError(f"validation is {self.validation}; give a share above 0 and below 1")
+        if not 1 <= self.long_tail < math.inf:
+            raise ValueError(f"long_tail is {self.long_tail}; give 1 (balanced) or more")
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed is {self.split_seed}; give 0 or more")
+        for name, share in self.keep:
+            if not 0 < share <= 1:
+                raise ValueError(f"keep.{name} is {share}; give a share above 0 and at most 1")
+
+    def identity(self, root: Path) -> str:
+        """Names the contents where the options alone do not (a folder of files); part of every result's key."""
+        return self.dataset.identity(root)
+
+    def load(self, root: Path) -> Splits:
+        """Reads the dataset (root holds downloads and caches) and divides it, class by class."""
+        source = self.dataset.load(root)
+        everything, test = source.train, source.test
+        labels, classes = everything.labels, everything.classes
+        # Rows are narrowed down first and images copied last, once: they may be a memory map larger than memory.
+        rows = np.arange(len(everything))
+        if test is None:
+            tested = stratified(labels, self.dataset.test_share, seed=(self.split_seed, 1))
+            test, rows = everything.take(rows[tested]), rows[~tested]
+            remedy = f"lower data.test_share ({self.dataset.test_share})"
+            _require_all_classes(labels[rows], classes, "training", remedy)
+        held_out = stratified(labels[rows], self.validation, seed=(self.split_seed, 2))
+        validation, rows = everything.take(rows[held_out]), rows[~held_out]
+        train = everything.take(rows[self._kept(labels[rows], classes)])
+        _require_all_classes(train.labels, classes, "training", f"lower data.validation ({self.validation})")
+        _require_all_classes(validation.labels, classes, "validation", f"raise data.validation ({self.validation})")
+        _require_all_classes(test.labels, classes, "test", "raise data.test_share")
+        return Splits(train, validation, test, source.fingerprint)
+
+    def _kept(self, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+        shares = np.ones(len(classes))
+        if self.long_tail > 1:
+            shares = self.long_tail ** (-np.arange(len(classes)) / max(len(classes) - 1, 1))
+        for name, share in self.keep:
+            if name in classes:
+                shares[classes.index(name)] = share
+            elif name.isdigit() and int(name) < len(classes):
+                shares[int(name)] = share
+            else:
+                raise UserError(f"data.keep: no class '{name}'; the classes are {', '.join(classes)}")
+        return stratified(labels, shares, seed=(self.split_seed, 3))
+
+
+def _require_all_classes(labels: np.ndarray, classes: tuple[str, ...], part: str, remedy: str) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() == 0:
+        name = classes[int(counts.argmin())]
+        raise UserError(f"data: class '{name}' has no {part} example; {remedy}, or add examples of it")
+
+
+def stratified(labels: np.ndarray, share: float | np.ndarray, *, seed: tuple[int, ...]) -> np.ndarray:
+    """Chooses a share of every class (at least one example of it where the share is above 0). Returns bool [N]."""
+    shares = np.broadcast_to(share, (int(labels.max()) + 1 if np.isscalar(share) else len(share),))
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, part in enumerate(shares):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) and part > 0:
+            order = np.random.default_rng((*seed, label)).permutation(len(rows))
+            chosen[rows[order[: max(1, round(part * len(rows)))]]] = True
+    return chosen
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Whole batches only; one smaller batch where there are fewer examples than that."""
+    return max(1, examples // batch_size)

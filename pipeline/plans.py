@@ -1,0 +1,126 @@
+"""The plan of a study as it was made last, as keys: enough to see that nothing is missing, without loading torch.
+
+A note is filed under a hash of the configuration and of this program's own code, and it names what the data held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import remove_debris, write_atomically
+from pipeline.registry import UserError
+from pipeline.stage import digest
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Study
+    from pipeline.stage import Stage
+    from pipeline.store import Store
+
+
+@dataclass(frozen=True)
+class NotedStage:
+    """A stage as a note holds it; see `pipeline.stage.Named`."""
+
+    kind: str
+    key: str
+    text: str
+    options_digest: str
+    parts: tuple[NotedStage, ...]
+
+    def inputs(self) -> tuple[NotedStage, ...]:
+        return self.parts
+
+    def label(self) -> str:
+        return self.text
+
+    def difference(self, stored: dict[str, Any]) -> str | None:
+        return None if digest(stored) == self.options_digest else "made with other options"
+
+
+@dataclass(frozen=True)
+class NotedPlan:
+    """study: its name. stages: inputs before users, the report last."""
+
+    study: str
+    stages: tuple[NotedStage, ...]
+
+    @property
+    def report(self) -> NotedStage:
+        return self.stages[-1]
+
+
+def place(results: Path, config: Path, overrides: Sequence[str]) -> Path | None:
+    """Where the plan of a configuration is noted; None where its text alone does not tell what it says."""
+    try:
+        text = config.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None  # to be refused in words by whoever reads it as a configuration
+    if "${" in "".join([text, *overrides]):  # an interpolation, which may read the environment
+        return None
+    said = hashlib.sha256(json.dumps([text, *overrides, _code()]).encode())
+    return results / "plans" / f"{said.hexdigest()[:20]}.json"
+
+
+def _code() -> str:
+    """A hash of every source file of this package."""
+    content = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()
+
+
+def note(store: Store, path: Path, study: Study, stages: Sequence[Stage]) -> None:
+    """Writes down a plan: its stages, inputs before users."""
+    numbers = {stage.key: number for number, stage in enumerate(stages)}
+    dataset = study.data.dataset
+    content = {
+        "study": study.study,
+        "dataset": {"name": dataset.name, "options": asdict(dataset)},
+        "identity": stages[0].identity if stages else "",
+        "stages": [
+            [
+                stage.kind,
+                stage.key,
+                stage.label(),
+                digest(stage.options()),
+                sorted({numbers[part.key] for part in stage.inputs()}),
+            ]
+            for stage in stages
+        ],
+    }
+    with store.lock(store.root / "locks" / "plans"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_debris(path.parent)
+        write_atomically(path, json.dumps(content))
+
+
+def recall(path: Path, data_root: Path) -> NotedPlan | None:
+    """A noted plan; None where there is none that can be believed, or the data has changed since."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stages: list[NotedStage] = []
+        for kind, key, text, options, inputs in content["stages"]:
+            if not re.fullmatch(r"[a-z]+/[0-9a-f]{20}", f"{kind}/{key}"):  # they become paths
+                return None
+            parts = tuple(stages[number] for number in inputs)
+            stages.append(NotedStage(kind, key, str(text), str(options), parts))
+        name, identity = str(content["study"]), content["identity"]
+        if not stages or stages[-1].kind != "report" or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            return None
+        if identity and identity != _identity(content["dataset"], data_root):
+            return None
+        return NotedPlan(name, tuple(stages))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, UserError):
+        return None
+
+
+def _identity(dataset: dict[str, Any], data_root: Path) -> str:
+    from pipeline.data import DATASETS, Data
+
+    return Data(DATASETS[dataset["name"]](**dataset["options"])).identity(data_root)

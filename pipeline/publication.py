@@ -1,0 +1,125 @@
+"""Copies a report out of the store to where people look, and shows it again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.files import inside, remove_debris, sha256_of, write_atomically, written_aside
+from pipeline.registry import UserError
+from pipeline.stage import Named
+from pipeline.store import Manifest, Store
+
+LISTING = "report.json"
+EVENTS = "tensorboard"  # the report's files below this folder go to the dashboard's
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A folder that people look into, and the files of a report that belong there: name there -> name in the store."""
+
+    folder: Path
+    names: dict[str, str]
+
+    def current(self, manifest: Manifest) -> bool:
+        """Whether every file is there and whole, and the listing is of this report."""
+        listing = read_listing(self.folder)
+        if listing["contents"] != manifest.contents:
+            return False
+        return all(_same(self.folder / name, manifest.files[origin]) for name, origin in self.names.items())
+
+    def copy(self, source: Path, report: Named, manifest: Manifest, say: Callable[[str], None]) -> None:
+        """File by file, each written aside and renamed, the list of them last.
+
+        Whatever else a person keeps there stays; only files of an earlier report are removed.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_debris(self.folder)
+        before = read_listing(self.folder)["files"]
+        for name, origin in self.names.items():
+            target = inside(self.folder, name, named_by=source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not _same(target, manifest.files[origin]):
+                with written_aside(target) as aside:
+                    shutil.copyfile(source / origin, aside)
+            if origin.startswith(f"{EVENTS}/"):  # a dashboard mixes all files of events that lie in one folder
+                for other in set(target.parent.glob("events.out.tfevents*")) - {target}:
+                    other.unlink()
+        for name in sorted(set(before) - self.names.keys()):
+            try:
+                old = inside(self.folder, name, named_by=self.folder / LISTING)
+            except UserError as error:
+                say(f"warning: {error}; left alone")
+                continue
+            old.unlink(missing_ok=True)
+            for parent in old.parents:
+                if parent == self.folder:
+                    break
+                with contextlib.suppress(OSError):  # not empty: something of the person's
+                    parent.rmdir()
+        content = {"key": report.key, "contents": manifest.contents, "files": sorted(self.names)}
+        write_atomically(self.folder / LISTING, json.dumps(content, indent=1) + "\n")
+
+
+def report_folder(results: Path, study: str) -> Path:
+    return results / "reports" / study
+
+
+def publish(store: Store, report: Named, study: str, say: Callable[[str], None]) -> Path:
+    """Puts a finished report where people look, unless it lies there whole. Returns its folder."""
+    published = report_folder(store.root, study)
+    manifest = store.manifest(report)
+    names = list(manifest.files)
+    events = {name.removeprefix(f"{EVENTS}/"): name for name in names if name.startswith(f"{EVENTS}/")}
+    parts = [
+        _Part(published, {name: name for name in names if name not in events.values()}),
+        _Part(store.root / "tensorboard" / study, events),
+    ]
+    if not all(part.current(manifest) for part in parts):  # a look needs no lock, nor a file system to write to
+        with store.lock(store.root / "locks" / f"published-{study}"):
+            for part in parts:
+                part.copy(store.open(report), report, manifest, say)
+    return published
+
+
+def _same(path: Path, recorded: dict[str, object]) -> bool:
+    return path.is_file() and path.stat().st_size == recorded["bytes"] and sha256_of(path) == recorded["sha256"]
+
+
+def read_listing(folder: Path) -> dict[str, object]:
+    """Key, contents and files of the report that was published last; empty where there is none that can be read."""
+    try:
+        content = json.loads((folder / LISTING).read_text(encoding="utf-8"))
+        names = {name: str(content.get(name, "")) for name in ("key", "contents")}
+        return {**names, "files": [str(name) for name in content["files"]]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {"key": "", "contents": "", "files": []}
+
+
+def show(published: Path, console, *, as_json: bool) -> None:
+    """Prints the table and the sentences of a published report.
+
+    Raises:
+        UserError: there is none.
+    """
+    from pipeline.report.terminal import terminal_table
+
+    try:
+        summary = json.loads((published / "summary.json").read_text(encoding="utf-8"))
+        printed = terminal_table(summary)
+        sentences = [str(sentence) for sentence in summary["sentences"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = "there is none yet" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(f"{published}: no report to show ({reason}); make it with the verb run") from None
+    if as_json:
+        print(json.dumps(summary, indent=1))
+        return
+    if not console.is_terminal:
+        console.width = max(console.width, 180)  # a log file has no edge
+    console.print(printed)
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False)
