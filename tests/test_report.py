@@ -16,17 +16,18 @@ import pytest
 from PIL import Image
 
 from pipeline import bias, report
-from pipeline.bias import MEASURES, Measure, Predictions
+from pipeline.bias import MEASURES, Measure
 from pipeline.efficiency import COSTS, Curve
+from pipeline.predictions import Predictions
 from pipeline.registry import Registry
 from pipeline.report import catalogue, words
 from pipeline.report.figures import plain
 from pipeline.report.words import number
+from pipeline.similarity import SUMMARY_LAYER
 from pipeline.statistics import compare
-from pipeline.table import measured, read_long, select
+from pipeline.table import RUN, measured, read_long, select
 
-SUMMARY = catalogue.SUMMARY_LAYER
-LAYERS = (SUMMARY, "block1", "embedding")
+LAYERS = (SUMMARY_LAYER, "block1", "embedding")
 CELLS = [
     ("magnitude", 0.5, "none"),
     ("magnitude", 0.9, "none"),
@@ -35,19 +36,10 @@ CELLS = [
 ]
 CLASSES = ("cat", "dog", "bird", "fish")
 DENSE = ("dense", 0.0, "none")
-DECLARED = {
-    "accuracy": {"short": "accuracy", "headline": 1, "compares": False, "digits": 4}
-    | {"complement": "wrong predictions (%)", "comparison": "difference"},
-    "cev": {"short": "CEV", "headline": 2, "comparison": "ratio", "corrected": "cev_corrected"},
-    "sde": {"short": "SDE", "headline": 3, "comparison": "ratio", "corrected": "sde_corrected"},
-}
 
 
 def declare(monkeypatch):
-    """Measures that say how they are shown, and a registry of similarities; what is added to them is gone after it."""
-    for name, declared in DECLARED.items():
-        for key, value in declared.items():
-            monkeypatch.setattr(MEASURES[name], key, value, raising=False)
+    """A registry of similarities, and one of measures; what a test adds to them is gone after it."""
     monkeypatch.setattr(MEASURES, "_classes", dict(MEASURES._classes))
     similarities = Registry("similarity")
 
@@ -84,7 +76,8 @@ def predictions(seed, wrong, classes=CLASSES):
 
 
 def audited(references, candidates):
-    return bias.audit(references=references, candidates=candidates, floor_references=references, resamples=100)
+    floor = bias.floor(references) if len(references) > 1 else None
+    return bias.audit(references=references, candidates=candidates, floor=floor, resamples=100)
 
 
 def build(seeds=3, cells=CELLS, classes=CLASSES, similarities=("cka",), study="tiny", latency=True, curves=()):
@@ -92,9 +85,6 @@ def build(seeds=3, cells=CELLS, classes=CLASSES, similarities=("cka",), study="t
     generator = np.random.default_rng(0)
     rows, histories, folders, audits = [], {}, {}, []
     dense = [predictions(seed, 0.25, classes) for seed in range(seeds)]
-
-    def declared(name):
-        return {"unit": MEASURES[name].unit, "better": MEASURES[name].better}
 
     def network(title, seed, itself):
         pruning, asked, recovery = title
@@ -114,36 +104,22 @@ def build(seeds=3, cells=CELLS, classes=CLASSES, similarities=("cka",), study="t
 
     for seed in range(seeds):
         run = network(DENSE, seed, itself=True)
-        right = float((dense[seed].predictions == dense[seed].labels).mean())
-        rows.append(measured("bias", "accuracy", right, **declared("accuracy"), **run))
+        for name, value in bias.alone(dense[seed]).items():
+            rows.append(run | measured("bias", name, value, unit=MEASURES[name].unit, better=MEASURES[name].better))
     for place, title in enumerate(cells):
         candidates = [predictions(100 + 10 * place + seed, 0.3 + 0.04 * place, classes) for seed in range(seeds)]
-        audit = audited(dense, candidates).to_json()
-        audits.append((title, audit))
-        for seed in range(seeds):
-            run = network(title, seed, itself=False)
-            for name, value in audit["measures"].items():
-                if not MEASURES[name].over_trials:
-                    rows.append(measured("bias", name, value["trials"][seed], **declared(name), **run))
-        whole = run | {"seed": None, "sparsity_reached": None}
-        for name, value in audit["measures"].items():
-            low, high = value["interval"] or (None, None)
-            rows.append(measured("bias", name, value["value"], low=low, high=high, **declared(name), **whole))
-        for row in audit["per_class"]:
-            for key in row.keys() - {"class", "significant"}:
-                rows.append(measured("class", key, row[key], **{"class": row["class"]}, **whole))
+        audit = audited(dense, candidates)
+        audits.append((title, audit.to_json()))
+        runs = {seed: network(title, seed, itself=False) for seed in range(seeds)}
+        runs[None] = runs[0] | {"seed": None, "sparsity_reached": None}
+        rows += [runs[row.get("seed")] | row for row in audit.long_rows(range(seeds))]
+    run = {column: rows[0][column] for column in RUN} | {"seed": None}
+    if seeds > 1:
+        rows += [run | row for row in bias.floor(dense).long_rows(range(seeds))]
     for mine, other in itertools.permutations(range(seeds), 2):
-        run = rows[0] | {"seed": mine, "reference_seed": other, "kind": "floor"}
-        pair = bias.audit(references=dense[other], candidates=dense[mine], resamples=100)
-        for name, value in pair.measures.items():
-            rows.append(run | declared(name) | {"measure": name, "value": value.estimate})
         for name, layer in itertools.product(similarities, LAYERS):
-            value = 0.7 + 0.1 * mine + 0.01 * other
-            rows.append(run | {"measure": name, "layer": layer, "value": value})
-    for name, floor in (audits[0][1]["floor"] or {}).items():
-        if name != "networks":
-            ends = {"value": floor["mean"], "low": floor["low"], "high": floor["high"]}
-            rows.append(rows[0] | {"kind": "floor", "seed": None, "measure": name} | ends)
+            pair = {"layer": layer, "seed": mine, "reference_seed": other}
+            rows.append(run | measured("floor", name, 0.7 + 0.1 * mine + 0.01 * other, **pair))
     correlation = [
         {"similarity": name, "layer": layer, "measure": measure, "statistic": "pearson", "value": -0.5, "low": -0.7}
         | {"high": float("nan") if layer == "embedding" else -0.25, "p": 0.01, "n": 12, "left_out": 0}
@@ -253,7 +229,7 @@ def test_wide_table_holds_the_long_one(finished):
                 for row in arguments["rows"]
                 if (row["pruning"], row["sparsity_asked"], row["recovery"], row["seed"]) == (*title, int(run["seed"]))
                 and (row["measure"], row["kind"] != "floor") == (name, True)
-                and row.get("layer") in (None, SUMMARY)
+                and row.get("layer") in (None, SUMMARY_LAYER)
             ] or [None]
             assert run[name] == "" if value is None else float(run[name]) == value
             cells += value is not None
@@ -327,6 +303,21 @@ def test_files_hold_the_audits(finished):
     assert "http" not in found.page.replace("http-equiv", "")
 
 
+def test_correlations_are_shown_also_as_text_of_a_file(finished, registries, tmp_path):
+    arguments, found = finished
+    lines = [row for row in text_of(found.page) if row[0].startswith("CKA, ") and len(row) == 6]
+    assert len(lines) == len(arguments["correlation"])
+    assert lines[0] == ["CKA, " + SUMMARY_LAYER, "CEV", "pearson", "-0.50", "-0.70 to -0.25", "12"]
+    first = {line[1] for line in lines[:3]}
+    assert first == {"accuracy", "CEV", "SDE"} and {line[4] for line in lines if "embedding" in line[0]} == {"–"}
+    text = [
+        {key: "" if value is None else str(value) for key, value in row.items()} for row in arguments["correlation"]
+    ]
+    again = written(tmp_path / "a", arguments | {"correlation": text})
+    assert again.page == found.page
+    assert (again.folder / "correlation.csv").read_bytes() == (found.folder / "correlation.csv").read_bytes()
+
+
 def test_every_measure_of_every_cell_is_on_the_page(finished):
     arguments, found = finished
     cells = dict(re.findall(r"<details><summary>([^<]*)</summary>\s*<div(.*?)</details>", found.page, re.DOTALL))
@@ -339,11 +330,8 @@ def test_every_measure_of_every_cell_is_on_the_page(finished):
             assert shown[0].split(" ± ")[0] == number(value["value"], decimals=decimals)
             assert shown[1] == " to ".join(number(end) for end in value["interval"])
             assert shown[2:4] == [value["unit"], value["better"]]
-            if measure not in ("accuracy",):
-                assert shown[4].startswith(number(value["floor"]["mean"]) + " (")
-                assert shown[5:] == [number(value["floor"]["excess"]), number(value["floor"]["percentile"])]
-            else:
-                assert shown[4:] == ["–"] * 3
+            assert shown[4].startswith(number(value["floor"]["mean"]) + " (")
+            assert shown[5:] == [number(value["floor"]["excess"]), number(value["floor"]["percentile"])]
         assert {f"Linear CKA, {layer}" for layer in LAYERS} <= set(rows)
         assert rows["Latency over the dense network's, batch 1"][:2] == ["0.90", "0.8 to 0.95"]
 
@@ -391,14 +379,14 @@ def test_a_new_measure_stands_everywhere(registries, tmp_path):
         assert name in found.runs[0]
     assert "lost" in found.summary["table"]["header"] and "overlap" in found.summary["table"]["header"]
     assert "lost over floor" in found.summary["table"]["header"] and "lost" in printed(found.summary)
-    for title in ("Share of right answers lost", f"Overlap of neighbours, {SUMMARY}", "Nobody&#39;s headline"):
+    for title in ("Share of right answers lost", f"Overlap of neighbours, {SUMMARY_LAYER}", "Nobody&#39;s headline"):
         assert title in found.page
     events = scalars(tmp_path / "a" / "tensorboard" / "magnitude 0.9" / "finetune" / "seed2")
     assert events["result/lost_share"] == [(0, pytest.approx(lost[2]))]
     assert {"result/overlap", "result/quiet", "result/cka", "result/cev"} <= set(events)
     assert any(sentence.startswith("lost: dense networks") for sentence in found.summary["sentences"])
     assert {row["measure"] for row in table(tmp_path / "a" / "measures.csv")} >= {"lost_share", "quiet"}
-    assert ["overlap, " + SUMMARY, "lost"] in [row[:2] for row in text_of(found.page)]
+    assert ["overlap, " + SUMMARY_LAYER, "lost"] in [row[:2] for row in text_of(found.page)]
 
 
 def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path):
@@ -442,6 +430,44 @@ def test_an_audit_page_is_built_from_the_same_frame(registries):
     for row, known in zip(rows, sorted(result.per_class, key=lambda row: -row["excess_accuracy_gap"]), strict=True):
         assert row[0] == known["class"] and row[1] == str(known["support"])
         assert row[2:5] == [number(known[key]) for key in ("fnr_reference", "fnr", "d_fnr")]
+
+
+def test_a_headline_measure_stands_on_the_audit_page(registries):
+    from pipeline import audit
+
+    @registries.bias.register("flipped")
+    @dataclass(frozen=True)
+    class Flipped(MEASURES["churn"]):
+        title, short, headline = "Flipped answers", "flips", 9
+
+    dense, pruned = predictions(0, 0.3), predictions(1, 0.4)
+    groups = np.arange(240) % 2
+    result = bias.audit(references=dense, candidates=pruned, groups=groups, group_names=("n", "s"), resamples=100)
+    page = audit.page(result, "dense")
+    cards = re.findall(r'class="card"><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span>', page)
+    assert [card[0] for card in cards] == ["Accuracy", "CEV", "SDE", "Flips", "Classes used"]
+    before, after = (100 * np.mean(each.predictions == each.labels) for each in (dense, pruned))
+    assert cards[0][1] == f"{before:.1f} → {after:.1f}\u00a0%"
+    low, high = result.measures["cev"].interval.low, result.measures["cev"].interval.high
+    assert cards[1][1:] == (
+        number(result.cev),
+        f"squared percent · without sampling noise {number(low)} to {number(high)}",
+    )
+    assert cards[3][1] == number(np.mean(dense.predictions != pruned.predictions))
+    (head,) = [row for row in text_of(page) if row and row[0] == "group"]
+    assert head[1:4] == ["support", "accuracy", "accuracy change"] and "flips" in head
+    (south,) = [row for row in text_of(page) if row and row[0] == "s"]
+    differ = dense.predictions != pruned.predictions
+    assert south[head.index("flips")] == number(differ[groups == 1].mean())
+
+
+def test_a_study_without_pruning(registries, tmp_path):
+    found = written(tmp_path / "a", build(cells=[("dense", 0.0, "finetune")], latency=False))
+    assert [row[:3] for row in found.summary["table"]["rows"][:2]] == [
+        ["dense", "0", "none"],
+        ["dense", "0", "finetune"],
+    ]
+    assert (tmp_path / "a" / "bias.png").exists() and "A mask saves" not in found.page
 
 
 def test_one_seed_has_no_floor(registries, tmp_path):
@@ -543,25 +569,22 @@ def test_classes_left_out_are_said():
     assert "down to 2 of 4 classes are used in every seed" in words.sentences(summary, [])[0]
 
 
-def study(values):
-    """Rows of runs; ``values``: recovery -> CEV per seed."""
-    return [
-        {"pruning": "magnitude", "sparsity_asked": 0.9, "recovery": recovery, "seed": seed}
-        | {"cev": cev, "sde": cev**0.5, "accuracy": 0.9 + 0.001 * seed * len(recovery)}
+def compared(values):
+    """Sentences on one place; ``values``: recovery -> CEV per seed."""
+    rows = [
+        measured("bias", "cev", cev, pruning="magnitude", sparsity_asked=0.9, recovery=recovery, seed=seed)
         for recovery, cevs in values.items()
         for seed, cev in enumerate(cevs)
     ]
+    return words.compared(compare(rows, {"cev": "ratio"}), {"cev": "CEV"})
 
 
 def test_the_sentences_say_what_stands_and_what_chance_would_give():
-    names = {"cev": "CEV", "sde": "SDE", "accuracy": "accuracy"}
-    clear = study({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
-    said = words.compared(compare(clear), names)
+    said = compared({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
     assert said[0].startswith(
         "At magnitude 0.9, the CEV of 'kd' is 0.1 times that of 'finetune' (95 % interval over 4 seeds"
     )
     assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
-    hidden = study({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
-    said = words.compared(compare(hidden), names)
+    said = compared({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
     assert said[0].startswith("CEV: the seeds' spread hides any difference")
-    assert words.compared(compare(study({"finetune": [1000.0], "kd": [100.0]})), names) == []
+    assert compared({"finetune": [1000.0], "kd": [100.0]}) == []

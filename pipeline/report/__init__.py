@@ -44,7 +44,8 @@ def write(
             and the recovery "none".
         histories: training by (pruning, sparsity asked, recovery, seed): a record per epoch.
         audits: ((pruning, sparsity asked, recovery), audit as JSON) per cell of the study; at least one.
-        correlation: rows of similarity, layer, measure, statistic, value, low, high, p, n, left_out.
+        correlation: rows of similarity, layer, measure, statistic, value, low, high, p, n, left_out; as numbers or as
+            text of a file.
         curves: quality against cost, where a recovery was trained at several budgets.
         configuration: the resolved YAML.
         counted: which weights sparsity is a share of, in words, and the prunings that this holds for.
@@ -58,11 +59,12 @@ def write(
     from pipeline.report.dashboard import write_events
     from pipeline.report.figures import figures
     from pipeline.report.page import study_page
-    from pipeline.report.tables import gather, summarise, write_tables
+    from pipeline.report.tables import correlation_rows, gather, summarise, write_tables
     from pipeline.table import write_rows
 
     gathered = gather(study, rows, histories=histories, audits=audits, folders=folders)
     summary: dict[str, Any] = summarise(gathered, counted)
+    correlation = correlation_rows(correlation)
     summary["sentences"] += efficiency.sentences(curves)
     write_atomically(folder / "config.yaml", configuration)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.bias import MEASURES
 from pipeline.report.page import render
 from pipeline.report.words import NOTHING, number, span
 
 if TYPE_CHECKING:
-    from pipeline.bias import Audit
+    from pipeline.bias import Audit, Measure
 
 CLASS_COLUMNS = {
     "support": "support",
@@ -25,7 +26,6 @@ CLASS_COLUMNS = {
     "excess_accuracy_gap": "excess gap",
     "p_value": "p",
 }
-GROUP_COLUMNS = ("support", "accuracy", "accuracy_change", "excess_accuracy_gap", "cev", "sde", "p_value")
 
 
 def audit_page(
@@ -68,7 +68,7 @@ def audit_page(
             "left_out": ", ".join(result.left_out),
             "reasons": "; ".join(sorted(set(result.left_out.values()))),
             "groups": groups["per_group"] if groups else [],
-            "group_columns": {key: key.replace("_", " ") for key in GROUP_COLUMNS},
+            "group_columns": _group_columns(result),
             "group_significance": groups["significance"] if groups else "",
             "classes": classes,
             "class_columns": CLASS_COLUMNS,
@@ -82,19 +82,37 @@ def _range(bounds) -> str:
     return span(bounds.low, bounds.high) if bounds is not None else "no interval"
 
 
+def _headline(result: Audit) -> list[type[Measure]]:
+    """The headline measures that the audit has, in order."""
+    found = [MEASURES[name] for name in result.measures if name in MEASURES]
+    return sorted((kind for kind in found if kind.headline), key=lambda kind: kind.headline)
+
+
 def _cards(result: Audit, rests_on: str) -> list[tuple[str, str, str]]:
-    """Title, value and a line below it."""
-    cards = [
-        ("CEV", number(result.cev), f"squared percent · without sampling noise {_range(result.cev_interval)}"),
-        ("SDE", number(result.sde), f"percent · without sampling noise {_range(result.sde_interval)}"),
-        ("Classes used", f"{result.classes_used} of {result.classes}", rests_on),
-    ]
-    if "accuracy" in result.measures and "accuracy_change" in result.measures:
-        after, change = (result.measures[name].value for name in ("accuracy", "accuracy_change"))
-        ends = result.measures["accuracy_change"].interval
-        spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
-        cards.insert(0, ("Accuracy", f"{100 * (after - change):.1f} → {100 * after:.1f}\u00a0%", spread))
-    return cards
+    """Title, value and a line below it; a share whose change is measured too is told before and after."""
+    cards = []
+    for kind in _headline(result):
+        each, change = result.measures[kind.name], result.measures.get(f"{kind.name}_change")
+        title = kind.short[:1].upper() + kind.short[1:]
+        if kind.unit == "share" and change is not None and None not in (each.value, change.value):
+            text = f"{100 * (each.value - change.value):.1f} → {100 * each.value:.1f}\u00a0%"
+            ends = change.interval
+            spread = f"change {100 * ends.low:+.1f} to {100 * ends.high:+.1f} points" if ends else ""
+            cards.append((title, text, spread))
+        else:
+            noise = "without sampling noise " if kind.corrected else ""
+            cards.append((title, number(each.value), f"{each.unit} · {noise}{_range(each.interval)}"))
+    return [*cards, ("Classes used", f"{result.classes_used} of {result.classes}", rests_on)]
+
+
+def _group_columns(result: Audit) -> dict[str, str]:
+    """Heading of each column of the table of groups, the headline measures with their changes among them."""
+    columns = {"support": "support"}
+    for kind in _headline(result):
+        columns[kind.name] = kind.short
+        if f"{kind.name}_change" in result.measures:
+            columns[f"{kind.name}_change"] = f"{kind.short} change"
+    return columns | {"excess_accuracy_gap": "excess accuracy gap", "p_value": "p"}
 
 
 def scatter(result: Audit) -> dict[str, Any] | None:

@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pipeline import similarity
 from pipeline.bias import MEASURES
 from pipeline.pruning.size import QUANTITIES
+from pipeline.similarity import SIMILARITIES
 from pipeline.table import Row
-
-SIMILARITIES = getattr(similarity, "SIMILARITIES", {})
-SUMMARY_LAYER = getattr(similarity, "SUMMARY_LAYER", "mean of blocks")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import numpy as np
 
 from pipeline import efficiency
 from pipeline.files import written_aside
-from pipeline.report.catalogue import SUMMARY_LAYER, Shown
+from pipeline.report.catalogue import Shown
 from pipeline.report.tables import Network, Study
 from pipeline.report.words import name_of, number
+from pipeline.similarity import SUMMARY_LAYER
 from pipeline.table import grouped, select
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def _similarity_figure(pyplot, study: Study) -> Figure | None:
         if floor:
             panel.axhline(floor["mean"], color="#888888", lw=1, ls=":", label="floor (mean)")
         _scale(panel, drawn)
-        panel.set_xlabel(f"{plain(shown.title)} to the dense parent, {SUMMARY_LAYER}")
+        panel.set_xlabel(f"{plain(shown.short)} to the dense parent, {SUMMARY_LAYER}")
     panels[0][0].set_ylabel(title)
     last = panels[0][-1]
     for name, colour in colours.items():

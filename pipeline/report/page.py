@@ -79,7 +79,7 @@ def _title(title: tuple[str, float, str]) -> str:
 
 def _correlations(study: Study, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
     """Cells of the table of correlations: headline similarity, in the summary layer, with headline bias; all others."""
-    from pipeline.report.catalogue import SUMMARY_LAYER
+    from pipeline.similarity import SUMMARY_LAYER
 
     names = {shown.measure: shown for shown in study.shown}
     first, rest = [], []
@@ -88,11 +88,10 @@ def _correlations(study: Study, rows: Sequence[Mapping[str, Any]]) -> tuple[list
         cells = [shown.short if shown else row[key] for shown, key in zip(pair, ("similarity", "measure"), strict=True)]
         cells[0] += f", {row['layer']}"
         value, low, high = (row[key] for key in ("value", "low", "high"))
-        known = value is not None and value == value
         cells += [
             row["statistic"],
             number(value, decimals=2),
-            f"{number(low, decimals=2)} to {number(high, decimals=2)}" if known else NOTHING,
+            NOTHING if None in (low, high) else f"{number(low, decimals=2)} to {number(high, decimals=2)}",
             f"{row['n']}" + (f" ({row['left_out']} left out)" if row["left_out"] else ""),
         ]
         shown_first = all(shown is not None and shown.headline for shown in pair) and row["layer"] == SUMMARY_LAYER

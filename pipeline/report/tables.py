@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import statistics
-from pipeline.report.catalogue import SUMMARY_LAYER, Shown, catalogue, headline_of, registered
+from pipeline.report.catalogue import Shown, catalogue, headline_of, registered
 from pipeline.report.words import NOTHING, beyond, notes, number, plus_minus, sentences, span
+from pipeline.similarity import SUMMARY_LAYER
 from pipeline.table import RUN, Row, grouped, write_long, write_rows
 
 Title = tuple[str, float, str]  # pruning, sparsity asked, recovery
@@ -101,17 +102,16 @@ def gather(
         cells={title: list(networks.values()) for title, networks in found.items() if networks},
         measured=grouped(whole, "pruning", "sparsity_asked", "recovery", "kind", "measure", "layer"),
         audits=dict(audits),
-        floors=_floors(whole, shown),
+        floors=_floors(whole),
     )
 
 
-def _floors(rows: Sequence[Row], shown: Sequence[Shown]) -> dict[tuple[str, str | None], dict[str, Any]]:
-    wanted = {each.measure for each in shown if each.compares or each.kind == "similarity"}
+def _floors(rows: Sequence[Row]) -> dict[tuple[str, str | None], dict[str, Any]]:
     found = {}
     for (measure, layer), group in grouped((row for row in rows if row["kind"] == "floor"), "measure", "layer").items():
         pairs = [row["value"] for row in group if row.get("seed") is not None and row["value"] is not None]
         summary = next((row for row in group if row.get("seed") is None), None)
-        if measure not in wanted or not pairs:
+        if not pairs:
             continue
         mean, spread = mean_and_spread(pairs)
         if summary is not None and summary["value"] is not None:
@@ -139,11 +139,21 @@ def write_tables(folder: Path, study: Study, correlation: Sequence[Row]) -> None
     write_rows(folder / "runs.csv", run_rows(study))
     write_rows(folder / "measures.csv", measure_rows(study))
     write_rows(folder / "per_class.csv", class_rows(study))
-    write_rows(folder / "correlation.csv", [_without_nan(row) for row in correlation])
+    write_rows(folder / "correlation.csv", correlation)
 
 
-def _without_nan(row: Row) -> Row:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+def correlation_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of correlations with numbers for numbers, also where they come as text; None for what does not exist."""
+
+    def known(value: float | str | None) -> float | None:
+        found = math.nan if value in (None, "") else float(value)
+        return found if math.isfinite(found) else None
+
+    numbers = ("value", "low", "high", "p")
+    return [
+        {**row, **{key: known(row[key]) for key in numbers}, **{key: int(row[key]) for key in ("n", "left_out")}}
+        for row in rows
+    ]
 
 
 def run_rows(study: Study) -> list[Row]:
@@ -215,7 +225,9 @@ def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, A
             if shown.compares or shown.kind == "similarity"
         },
         "lines": [_line(study, title) for title in study.cells],
-        "comparisons": statistics.compare((row for row in study.rows if row["kind"] == "bias"), kinds),
+        "comparisons": statistics.compare(
+            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None], kinds
+        ),
     }
     timed = any(shown.kind == "latency" for shown in study.shown)
     summary["notes"] = notes(summary, counted, timed=timed)
