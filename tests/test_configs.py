@@ -42,7 +42,7 @@ def test_a_study_contains_its_controls(tmp_path):
     controls = [cell for cell in plan.cells if cell.sparsity == 0]
     assert {cell.recovery for cell in controls} == {"finetune", "kd"}
     assert all(isinstance(network.network, Train) for cell in controls for network in cell.networks)
-    assert len(plan.floor) == 3
+    assert len(plan.similar) == 3 and len(plan.floor.networks) == 3
     assert len([cell for cell in plan.cells if cell.sparsity == 0.9]) == 3
     assert len({network.key for network in plan.dense}) == 3
     for cell in plan.cells:
