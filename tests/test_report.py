@@ -405,15 +405,20 @@ def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path)
 
 def test_hostile_names_stay_text(registries, tmp_path):
     bad = "<script>alert(1)</script>"
-    cells = [("magnitude", 0.9, bad), ("$\\frac{", 0.9, "../../$x$ [red]"), ("_low\n\t", 0.5, "..")]
+    cells = [
+        ("magnitude", 0.9, bad),
+        ("$\\frac{", 0.9, "../../$x$ [red]"),
+        ("_low\n\t", 0.5, ".."),
+        ("m", 0.5, "ü" * 300),
+    ]
     classes = (bad, "$a$ & <b>", "_x", "ü" * 300)
     found = written(tmp_path / "a", build(cells=cells, classes=classes, study=bad))
     assert "<script" not in found.page and html.escape(bad) in found.page
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
     files = sorted(path for path in (tmp_path / "a").rglob("*") if path.is_file())
     events = [path for path in files if path.name == "events.out.tfevents"]
-    assert len(events) == 3 * 4 and all(path.is_relative_to(tmp_path / "a" / "tensorboard") for path in events)
-    assert len({path.parts for path in events}) == 12
+    assert len(events) == 3 * 5 and all(path.is_relative_to(tmp_path / "a" / "tensorboard") for path in events)
+    assert len({path.parts for path in events}) == 15
     assert "[red]" in printed(found.summary) and bad in printed(found.summary)
     assert plain("$x$") == r"\$x\$" and plain("_x") == " _x" and len(plain("u" * 99)) == 40
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from pipeline.report.tables import Network, Study
 from pipeline.report.words import origin_of
 
 FILE = "events.out.tfevents"  # TensorBoard looks for this word in names; its own writer adds time and machine
+LONGEST = 200  # bytes of a name; a disk takes 255
 
 
 def write_events(folder: Path, study: Study) -> None:
@@ -25,7 +27,11 @@ def write_events(folder: Path, study: Study) -> None:
 def _part(name: str) -> str:
     """A name as one folder: it holds no other one and leads nowhere."""
     kept = quote(name, safe=" ,+()=&'") if any(c in name for c in "/\\\0") else name
-    return kept if kept.strip(". ") else quote(kept, safe="").replace(".", "%2E") or "%"
+    if not kept.strip(". "):
+        return quote(kept, safe="").replace(".", "%2E") or "%"
+    if len(kept.encode()) > LONGEST:
+        return f"{kept[:40]}… {hashlib.sha256(kept.encode()).hexdigest()[:12]}"
+    return kept
 
 
 def events(network: Network) -> bytes:

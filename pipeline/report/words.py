@@ -87,12 +87,11 @@ def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str
         said.append("Two seeds make one pair, seen from both sides: no floor to rely on. Run at least three seeds.")
     for shown in comparing if seeds > 1 else ():
         said += _beside_the_floor(shown, floors[shown.measure], lines, seeds)
-    left_out = [line for line in lines if line["classes_used"] < summary["classes"]]
-    if left_out:
-        fewest = min(line["classes_used"] for line in left_out)
+    used = [line["classes_used"] for line in lines if line["classes_used"] is not None]
+    if used and min(used) < summary["classes"]:
         said.append(
             "Measures of relative change leave out classes in which a dense network makes no errors of one kind: down "
-            f"to {fewest} of {summary['classes']} classes are used in every seed (classes_used in summary.json)."
+            f"to {min(used)} of {summary['classes']} classes are used in every seed (classes_used in summary.json)."
         )
     ordered = [*comparing, *(shown for shown in headline if not shown.compares)]
     return said + compared(summary["comparisons"], {shown.measure: shown.short for shown in ordered})
