@@ -112,9 +112,12 @@ def show(published: Path, console, *, as_json: bool) -> None:
         summary = json.loads((published / "summary.json").read_text(encoding="utf-8"))
         printed = terminal_table(summary)
         sentences = [str(sentence) for sentence in summary["sentences"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = "there is none yet" if isinstance(error, FileNotFoundError) else str(error)
-        raise UserError(f"{published}: no report to show ({reason}); make it with the verb run") from None
+    except FileNotFoundError:
+        raise UserError(f"{published}: no report to show (there is none yet); make it with the verb run") from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{published}: no report to show (damaged, or of an earlier version: {error}); make it with the verb run"
+        ) from None
     if as_json:
         print(json.dumps(summary, indent=1))
         return

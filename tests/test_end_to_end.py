@@ -123,8 +123,13 @@ def test_what_measures_time_runs_alone(finished):
 def test_again_computes_nothing(finished):
     results, _ = finished
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
-    assert "nothing to compute" in pipeline("run", results=results).stdout
+    assert "nothing to compute" in pipeline("run", "threads=1", results=results).stdout
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    assert "nothing to compute" in pipeline("run", results=results).stdout, "the same in other words"
+    after = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    assert {path.parent for path in after.keys() - before.keys()} <= {
+        results / "plans"
+    } and before.items() <= after.items()
 
 
 def test_plan_and_show_for_machines(finished):
