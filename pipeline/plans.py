@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import remove_debris, write_atomically
-from pipeline.registry import UserError
+from pipeline.registry import FOREIGN, UserError
 from pipeline.stage import digest
 
 if TYPE_CHECKING:
@@ -56,12 +56,16 @@ class NotedPlan:
 
 
 def place(results: Path, config: Path, overrides: Sequence[str]) -> Path | None:
-    """Where the plan of a configuration is noted; None where its text alone does not tell what it says."""
+    """Where the plan of a configuration is noted; None where its text alone does not tell what it says.
+
+    It does not where it has an interpolation, which may read the environment, nor where somebody has registered methods
+    or measures of their own in this process.
+    """
     try:
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None  # to be refused in words by whoever reads it as a configuration
-    if "${" in "".join([text, *overrides]):  # an interpolation, which may read the environment
+    if FOREIGN or "${" in "".join([text, *overrides]):
         return None
     said = hashlib.sha256(json.dumps([text, *overrides, _code()]).encode())
     return results / "plans" / f"{said.hexdigest()[:20]}.json"

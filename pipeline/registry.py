@@ -9,6 +9,9 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+# Classes that were registered from outside of this package: what is noted of a plan does not know of them.
+FOREIGN: set[type] = set()
+
 
 class UserError(Exception):
     """Something the user can mend: shown as one line that names the thing and the remedy, exit status 2."""
@@ -78,6 +81,8 @@ class Registry(Generic[T]):
                 raise ValueError(f"{self.kind} '{name}' is registered twice")
             cls.name = name
             self._classes[name] = cls
+            if cls.__module__.partition(".")[0] != __package__:
+                FOREIGN.add(cls)
             return cls
 
         return add
