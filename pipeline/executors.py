@@ -218,11 +218,13 @@ def run_in_workers(todo: Sequence[Stage], execution: Execution, workers: int, di
     except BaseException:  # Ctrl-C above all: what a worker is at goes on from its checkpoint next time
         for child in multiprocessing.active_children():
             child.terminate()
+        # One of them may have held the lock of the queue of events, and nobody would ever give it back: the queue is
+        # left alone from here on, and nothing is waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
         raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        events.put(None)
-        listener.join(timeout=5)
+    pool.shutdown()
+    events.put(None)
+    listener.join(timeout=5)
 
 
 def _listen(events, by_key: dict[str, Stage], display: Display) -> None:
