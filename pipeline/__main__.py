@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -325,4 +326,10 @@ def dashboard(chosen: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:
+        # The threads of a pool whose workers were ended may wait for a lock that one of them took along.
+        rescue = threading.Timer(5, os._exit, (status,))
+        rescue.daemon = True
+        rescue.start()
+    sys.exit(status)

@@ -218,9 +218,8 @@ def run_in_workers(todo: Sequence[Stage], execution: Execution, workers: int, di
     except BaseException:  # Ctrl-C above all: what a worker is at goes on from its checkpoint next time
         for child in multiprocessing.active_children():
             child.terminate()
-        # One of them may have held the lock of the queue of events, and nobody would ever give it back: the queue is
-        # left alone from here on, and nothing is waited for.
-        pool.shutdown(wait=False, cancel_futures=True)
+        # One of them may have held a lock, of the queue of events or of the pool's, that nobody will ever give back: both
+        # are left alone from here on. See the end of `pipeline.__main__`.
         raise
     pool.shutdown()
     events.put(None)
