@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,7 +147,11 @@ def study(chosen: argparse.Namespace) -> int:
     store = Store(chosen.results)
     noted_at = plans.place(chosen.results, chosen.config, chosen.overrides)
     # Only where something is to be computed is all that computes worth loading.
-    if noted_at and chosen.verb in ("run", "report", "show", "plan") and (noted := plans.recall(noted_at, data_root)):
+    if (
+        noted_at
+        and chosen.verb in ("run", "report", "show", "plan")
+        and (noted := plans.recall(noted_at, chosen.config, chosen.overrides, data_root))
+    ):
         if chosen.verb in ("show", "plan"):
             return look(chosen, console, store, noted.study, noted.stages)
         if not missing(noted.stages[-1:], store):
@@ -168,27 +172,29 @@ def study(chosen: argparse.Namespace) -> int:
     stages = in_order([planned.report])
     if chosen.verb in ("show", "plan"):
         return look(chosen, console, store, settings.study, stages)
-    todo = executors.needed(planned.targets(chosen.verb), store)
-    if todo:
-        require_writable(store)
+    targets = planned.targets(chosen.verb)
+    if not executors.needed(targets, store):
+        console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
+        if noted_at and os.access(chosen.results, os.W_OK):
+            plans.note(store, noted_at, settings, stages)
+        return finish(console, store, settings.study, planned.report) if chosen.verb in ("report", "run") else 0
+    with computing(store):
+        todo = executors.needed(targets, store)  # again, now that nobody deletes anything
         for stage in todo:
             stage.check(data_root)
         console.print(f"{settings.study}: {len(todo)} stages to compute", highlight=False)
-    if noted_at and chosen.results.is_dir():
-        plans.note(store, noted_at, settings, stages)
-    execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
-    with store.lock(store.computing, shared=True) if todo else contextlib.nullcontext():
+        if noted_at:
+            plans.note(store, noted_at, settings, stages)
+        execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
         outcome = executors.run_local(todo, execution, Display(console, len(todo)))
+        if not outcome.failed and chosen.verb in ("report", "run"):
+            return finish(console, store, settings.study, planned.report)
     if outcome.failed:
         for stage, reason in outcome.failed:
             print(f"error: {stage.label()}: {reason}", file=sys.stderr)
         if outcome.skipped:
             print(f"{len(outcome.skipped)} stages that need them were not run; finished ones are kept", file=sys.stderr)
         return 1 if any(isinstance(reason, StageBroken) for _, reason in outcome.failed) else 2
-    if not outcome.computed:
-        console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
-    if chosen.verb in ("report", "run"):
-        return finish(console, store, settings.study, planned.report)
     return 0
 
 
@@ -254,15 +260,22 @@ def _plan_line(stage: Named, store: Store) -> dict[str, object]:
     }
 
 
-def require_writable(store: Store) -> None:
-    """Raises UserError before any time is spent where the results could not be kept."""
-    try:
-        with store.lock(store.computing, shared=True):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{store.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... (--results)"
-        ) from None
+@contextlib.contextmanager
+def computing(store: Store) -> Iterator[None]:
+    """While a study is computed and published: nobody deletes results.
+
+    Raises:
+        UserError: the results could not be kept, before any time is spent.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(store.lock(store.computing, shared=True))
+        except OSError as error:
+            raise UserError(
+                f"{store.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... "
+                "(--results)"
+            ) from None
+        yield
 
 
 def collect_garbage(chosen: argparse.Namespace) -> int:
@@ -272,32 +285,37 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
 
     if not (chosen.results / "store").is_dir():
         raise UserError(f"{chosen.results}: holds no store; give the folder with --results")
-    own = chosen.config if chosen.config is not None else sorted(Path("configs").glob("*.yaml"))
-    published = sorted((chosen.results / "reports").glob("*/config.yaml"))
-    if not own and not published:
-        raise UserError("no configuration here, so everything would go; name some with --config, or delete the folder")
-    data_root = chosen.data or chosen.results / "data"
-    targets: list[Stage] = []
-    for path in [*own, *published]:
-        try:
-            targets.append(experiment.plan(experiment.load(path), data_root).report)
-        except UserError as error:
-            raise UserError(
-                f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
-            ) from None
     store = Store(chosen.results)
-    rows = housekeeping.unnamed(store, targets)
-    for row in rows:
-        print(f"{row.size / 1e6:10.1f} MB  {row.kind}/{row.key}  {row.label}")
-    total = sum(row.size for row in rows) / 1e6
-    print(f"{len(rows)} results, {total:,.1f} MB, that none of {len(targets)} configurations names")
-    if rows and not chosen.yes:
-        print("nothing was deleted; --yes deletes them")
-    elif rows:
-        with store.lock(store.computing, _refuse_while_computing):
+    with store.lock(store.computing, _refuse_while_computing):  # before anything is read: what is named may change
+        own = chosen.config if chosen.config is not None else sorted(Path("configs").glob("*.yaml"))
+        published = housekeeping.published(store)
+        if not own and not published:
+            raise UserError(
+                "no configuration here, so everything would go; name some with --config, or delete the folder"
+            )
+        data_root = chosen.data or chosen.results / "data"
+        targets: list[Stage] = []
+        for path in own:
+            try:
+                targets.append(experiment.plan(experiment.load(path), data_root).report)
+            except UserError as error:
+                raise UserError(
+                    f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
+                ) from None
+        rows = housekeeping.unnamed(store, targets, published)
+        for row in rows:
+            print(f"{row.size / 1e6:10.1f} MB  {row.kind}/{row.key}  {row.label}")
+        total = sum(row.size for row in rows) / 1e6
+        print(
+            f"{len(rows)} results, {total:,.1f} MB, that none of {len(own)} configurations and {len(published)} "
+            "published reports names"
+        )
+        if rows and not chosen.yes:
+            print("nothing was deleted; --yes deletes them")
+        elif rows:
             for row in rows:
                 housekeeping.delete(store, row)
-        print(f"deleted {len(rows)}")
+            print(f"deleted {len(rows)}")
     return 0
 
 

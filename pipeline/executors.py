@@ -129,35 +129,38 @@ def walk(todo: Sequence[Stage], submit: Submit, *, at_once: int, display: Displa
         display.start(stage)
         running[submit(stage)] = stage
 
-    while True:
-        for key in graph.get_ready():
-            heapq.heappush(alone if todo[place[key]].alone else ready, place[key])
-        if not any(stage.alone for stage in running.values()):
-            while ready and len(running) < at_once:
-                start(heapq.heappop(ready))
-            if alone and not running:
-                start(heapq.heappop(alone))
-        if not running:
-            outcome.skipped = [stage for stage in todo if stage.key in left]
-            return outcome
-        ended, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in ended:
-            stage = running.pop(future)
-            try:
-                computed = future.result()
-            except StageFailed as error:  # never told to the graph, so what needs it never becomes ready
-                outcome.failed.append((stage, error))
-                display.failed(stage, str(error))
-                continue
-            except BrokenProcessPool:
-                raise UserError(
-                    f"{stage.label()}: a worker process was killed (out of memory?); run again to go on from the "
-                    "last checkpoint, with fewer stages at a time if need be (workers=1)"
-                ) from None
-            graph.done(stage.key)
-            if computed:
-                outcome.computed.append(stage)
-            display.done(stage, computed=computed)
+    def end(future: Future[bool]) -> None:
+        stage = running.pop(future)
+        try:
+            computed = future.result()
+        except StageFailed as error:  # never told to the graph, so what needs it never becomes ready
+            outcome.failed.append((stage, error))
+            display.failed(stage, str(error))
+            return
+        graph.done(stage.key)
+        if computed:
+            outcome.computed.append(stage)
+        display.done(stage, computed=computed)
+
+    try:
+        while True:
+            for key in graph.get_ready():
+                heapq.heappush(alone if todo[place[key]].alone else ready, place[key])
+            if not any(stage.alone for stage in running.values()):
+                while ready and len(running) < at_once:
+                    start(heapq.heappop(ready))
+                if alone and not running:
+                    start(heapq.heappop(alone))
+            if not running:
+                outcome.skipped = [stage for stage in todo if stage.key in left]
+                return outcome
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                end(future)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed (out of memory?); run again to go on from the last checkpoint, with fewer "
+            "stages at a time if need be (workers=1)"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -195,8 +198,13 @@ def start_server() -> None:
     if _start_method() == "forkserver":
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries of linear algebra start their threads on import
         os.environ.setdefault("MKL_NUM_THREADS", "1")
-        multiprocessing.set_forkserver_preload(["pipeline.stages"])
-        multiprocessing.forkserver.ensure_running()
+        multiprocessing.set_forkserver_preload(["pipeline.server"])
+        # Ctrl-C reaches every process of a terminal; this one ends when its parent does, whatever it is importing.
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, former)
 
 
 def _start_method() -> str:
@@ -218,7 +226,7 @@ def run_in_workers(todo: Sequence[Stage], execution: Execution, workers: int, di
     except BaseException:  # Ctrl-C above all: what a worker is at goes on from its checkpoint next time
         for child in multiprocessing.active_children():
             child.terminate()
-        # One of them may have held a lock, of the queue of events or of the pool's, that nobody will ever give back: both
+        # One of them may have held a lock, of the queue of events or of the pool, that nobody will ever give back: both
         # are left alone from here on. See the end of `pipeline.__main__`.
         raise
     pool.shutdown()
@@ -241,7 +249,7 @@ _worker: tuple[Execution, Store, object] | None = None
 def _start_worker(execution: Execution, events) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _end_with_parent()
+    end_with_parent()
     _worker = (execution, Store(execution.results), events)
 
 
@@ -273,11 +281,8 @@ def prepare_process(threads: int) -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent is killed must not go on computing on its own.
-
-    The parent is the server, which ends when the pipe from the process that started it closes.
-    """
+def end_with_parent() -> None:
+    """A worker, or the server that workers are copies of, must not go on by itself when its parent is killed."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pipeline.registry import UserError
 
@@ -46,10 +49,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def remove_debris(folder: Path) -> None:
-    """Removes what killed writers left aside in a folder and below; only for somebody who alone writes there."""
-    for path in folder.rglob(f".*{ASIDE}"):
-        path.unlink(missing_ok=True)
+def remove_debris(path: Path) -> None:
+    """Removes what killed writers of this file left aside; only for somebody who alone writes it."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*{ASIDE}"):
+        aside.unlink(missing_ok=True)
+
+
+def is_plain(path: Path) -> bool:
+    """Whether it is a file itself, and not a link to one: a link in a results folder may lead anywhere."""
+    return path.is_file() and not path.is_symlink()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is no JSON that a sane writer wrote.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def remove(path: Path) -> None:
@@ -83,16 +103,17 @@ def inside(folder: Path, name: str, *, named_by: Path) -> Path:
     Raises:
         UserError: the name leads out of the folder: absolute, through ``..``, or through a link.
     """
-    path = folder / name
-    parts = Path(name).parts
-    # The last part may be a link: it is the link that is replaced or removed, not what it leads to.
-    if not parts or Path(name).is_absolute() or ".." in parts or not _within(path.parent, folder):
-        raise UserError(f"{named_by}: names '{name}', which lies outside of {folder}; it is damaged or was edited")
+    path, parts = folder / name, Path(name).parts
+    try:
+        encodable = "\0" not in name and bool(os.fsencode(name))
+        # The last part may be a link: it is the link that is replaced or removed, not what it leads to.
+        within = encodable and bool(parts) and not Path(name).is_absolute() and ".." not in parts
+        within = within and path.parent.resolve().is_relative_to(folder.resolve())
+    except UnicodeEncodeError:
+        within = False
+    if not within:
+        raise UserError(f"{named_by}: names {name!r}, which lies outside of {folder}; it is damaged or was edited")
     return path
-
-
-def _within(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 def describe_os_error(error: OSError, root: Path) -> str:

@@ -9,11 +9,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import remove_debris, write_atomically
+from pipeline.files import read_json, remove_debris, write_atomically
 from pipeline.registry import FOREIGN, UserError
 from pipeline.stage import digest
 
@@ -82,10 +82,9 @@ def _code() -> str:
 def note(store: Store, path: Path, study: Study, stages: Sequence[Stage]) -> None:
     """Writes down a plan: its stages, inputs before users."""
     numbers = {stage.key: number for number, stage in enumerate(stages)}
-    dataset = study.data.dataset
     content = {
+        "note": path.stem,
         "study": study.study,
-        "dataset": {"name": dataset.name, "options": asdict(dataset)},
         "identity": stages[0].identity if stages else "",
         "stages": [
             [
@@ -100,14 +99,21 @@ def note(store: Store, path: Path, study: Study, stages: Sequence[Stage]) -> Non
     }
     with store.lock(store.root / "locks" / "plans"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_debris(path.parent)
-        write_atomically(path, json.dumps(content))
+        remove_debris(path)
+        if not path.is_dir() and not path.parent.is_symlink():  # somebody's own; a note only saves time
+            write_atomically(path, json.dumps({"sha256": digest(content), "content": content}))
 
 
-def recall(path: Path, data_root: Path) -> NotedPlan | None:
-    """A noted plan; None where there is none that can be believed, or the data has changed since."""
+def recall(path: Path, config: Path, overrides: Sequence[str], data_root: Path) -> NotedPlan | None:
+    """A noted plan; None where there is none that can be believed, or the data has changed since.
+
+    Nothing in it is a path: where the data lies is read from the configuration.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        written = read_json(path)
+        content = written["content"]
+        if written["sha256"] != digest(content) or content["note"] != path.stem:
+            return None
         stages: list[NotedStage] = []
         for kind, key, text, options, inputs in content["stages"]:
             if not re.fullmatch(r"[a-z]+/[0-9a-f]{20}", f"{kind}/{key}"):  # they become paths
@@ -117,14 +123,24 @@ def recall(path: Path, data_root: Path) -> NotedPlan | None:
         name, identity = str(content["study"]), content["identity"]
         if not stages or stages[-1].kind != "report" or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             return None
-        if identity and identity != _identity(content["dataset"], data_root):
+        if identity and identity != _identity(config, overrides, data_root):
             return None
         return NotedPlan(name, tuple(stages))
     except (OSError, ValueError, KeyError, TypeError, IndexError, UserError):
         return None
 
 
-def _identity(dataset: dict[str, Any], data_root: Path) -> str:
+def _identity(config: Path, overrides: Sequence[str], data_root: Path) -> str:
+    """Of the data that a configuration names; it has been read before, so that it is sound."""
+    from dataclasses import fields
+
+    from omegaconf import OmegaConf
+
     from pipeline.data import DATASETS, Data
 
-    return Data(DATASETS[dataset["name"]](**dataset["options"])).identity(data_root)
+    content = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
+    options = OmegaConf.to_container(content.data)
+    options = {"name": options} if isinstance(options, str) else options
+    own = {field.name for field in fields(DATASETS[options["name"]])} | {"name"}
+    dataset = DATASETS.build({name: value for name, value in options.items() if name in own}, "data")
+    return Data(dataset).identity(data_root)

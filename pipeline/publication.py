@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.files import inside, remove_debris, sha256_of, write_atomically, written_aside
+from pipeline.files import inside, is_plain, read_json, remove_debris, sha256_of, write_atomically, written_aside
 from pipeline.registry import UserError
 from pipeline.stage import Named
 from pipeline.store import Manifest, Store
@@ -38,11 +38,12 @@ class _Part:
         Whatever else a person keeps there stays; only files of an earlier report are removed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        remove_debris(self.folder)
+        remove_debris(self.folder / LISTING)
         before = read_listing(self.folder)["files"]
         for name, origin in self.names.items():
             target = inside(self.folder, name, named_by=source)
             target.parent.mkdir(parents=True, exist_ok=True)
+            remove_debris(target)
             if not _same(target, manifest.files[origin]):
                 with written_aside(target) as aside:
                     shutil.copyfile(source / origin, aside)
@@ -52,10 +53,10 @@ class _Part:
         for name in sorted(set(before) - self.names.keys()):
             try:
                 old = inside(self.folder, name, named_by=self.folder / LISTING)
-            except UserError as error:
+                old.unlink(missing_ok=True)
+            except (UserError, OSError) as error:  # nothing that a report wrote
                 say(f"warning: {error}; left alone")
                 continue
-            old.unlink(missing_ok=True)
             for parent in old.parents:
                 if parent == self.folder:
                     break
@@ -87,16 +88,16 @@ def publish(store: Store, report: Named, study: str, say: Callable[[str], None])
 
 
 def _same(path: Path, recorded: dict[str, object]) -> bool:
-    return path.is_file() and path.stat().st_size == recorded["bytes"] and sha256_of(path) == recorded["sha256"]
+    return is_plain(path) and path.stat().st_size == recorded["bytes"] and sha256_of(path) == recorded["sha256"]
 
 
 def read_listing(folder: Path) -> dict[str, object]:
     """Key, contents and files of the report that was published last; empty where there is none that can be read."""
     try:
-        content = json.loads((folder / LISTING).read_text(encoding="utf-8"))
+        content = read_json(folder / LISTING)
         names = {name: str(content.get(name, "")) for name in ("key", "contents")}
         return {**names, "files": [str(name) for name in content["files"]]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"key": "", "contents": "", "files": []}
 
 
@@ -109,7 +110,7 @@ def show(published: Path, console, *, as_json: bool) -> None:
     from pipeline.report.terminal import terminal_table
 
     try:
-        summary = json.loads((published / "summary.json").read_text(encoding="utf-8"))
+        summary = read_json(published / "summary.json")
         printed = terminal_table(summary)
         sentences = [str(sentence) for sentence in summary["sentences"]]
     except FileNotFoundError:

@@ -12,7 +12,6 @@ import fnmatch
 import json
 import os
 import platform
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import (
+    ASIDE,
     DamagedFile,
     describe_os_error,
     flush,
     inside,
+    is_plain,
+    read_json,
     remove,
-    remove_debris,
     sha256_of,
     write_atomically,
 )
@@ -66,14 +67,14 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Raises UserError where the file is missing, damaged, or names a file outside of its folder."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             options, inputs, files = (content.pop(name) for name in ("options", "inputs", "files"))
             if not all(isinstance(part, dict) for part in (options, inputs, files)):
                 raise ValueError("options, inputs and files are mappings")
             for name, recorded in files.items():
                 if not isinstance(recorded["sha256"], str) or not isinstance(recorded["bytes"], int):
                     raise ValueError(f"no size and checksum of {name}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: cannot be read ({error}); delete its folder to compute it again") from None
         return cls(options, inputs, files, content, digest(files))
 
@@ -81,7 +82,7 @@ class Manifest:
         """The first file that is missing or not what was written; None where all are whole."""
         for name, recorded in self.files.items():
             path = inside(folder, name, named_by=folder / MANIFEST)
-            if not path.is_file() or path.stat().st_size != recorded["bytes"] or sha256_of(path) != recorded["sha256"]:
+            if not is_plain(path) or path.stat().st_size != recorded["bytes"] or sha256_of(path) != recorded["sha256"]:
                 return path
         return None
 
@@ -254,16 +255,16 @@ class Store:
         work = self._beside(stage, ".work")
         for suffix in (".failed", ".old"):  # of an earlier try, or of one that was killed while it replaced this
             remove(self._beside(stage, suffix))
+        _remove_links(work)
         inputs = {part.key: self.contents(part) for part in stage.inputs()}
         if self._finished(stage, work, inputs):
             self._publish(stage, work)  # it was killed between its manifest and its name
             return
         begun_from = work / BEGUN_FROM
         if not _same_json(begun_from, inputs):
-            shutil.rmtree(work, ignore_errors=True)  # what was begun from other inputs must not be mixed with these
+            remove(work)  # what was begun from other inputs must not be mixed with these
             work.mkdir(parents=True)
             begun_from.write_text(json.dumps(inputs))
-        remove_debris(work)
         resumed = any(path.name != BEGUN_FROM for path in work.iterdir())
         started = time.time()
         try:
@@ -349,7 +350,8 @@ def _declared(stage: Stage, work: Path) -> list[str]:
     Raises:
         LookupError: one that it always writes is missing: a fault of the stage.
     """
-    found = [path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()]
+    written = (path for path in work.rglob("*") if is_plain(path) and path.suffix != ASIDE)
+    found = [path.relative_to(work).as_posix() for path in written]
     missing = [name for name in stage.files if name not in found]
     if missing:
         raise LookupError(f"{stage.label()} did not write {', '.join(missing)}")
@@ -357,10 +359,17 @@ def _declared(stage: Stage, work: Path) -> list[str]:
     return sorted(name for name in found if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns))
 
 
+def _remove_links(folder: Path) -> None:
+    """Removes the folder if it is a link, and every link in it: a stage writes no links, and follows none."""
+    for path in [folder, *folder.rglob("*")] if not folder.is_symlink() else [folder]:
+        if path.is_symlink():
+            path.unlink()
+
+
 def _same_json(path: Path, value: Any) -> bool:
     """Whether a file holds this value; one that is missing or damaged does not."""
     try:
-        return json.loads(path.read_text()) == value
+        return read_json(path) == value
     except (OSError, ValueError):
         return False
 

@@ -15,11 +15,11 @@ ROWS = (
     ("stage", "table"),
     ("store", "predictions", "data", "models", "folding", "efficiency"),
     ("statistics", "training", "pruning", "distillation", "inference", "similarity", "progress", "plans"),
-    ("bias", "housekeeping", "executors"),
+    ("bias", "executors"),
     ("report",),
     ("audit", "publication"),
-    ("stages",),
-    ("experiment", "export"),
+    ("stages", "housekeeping"),
+    ("experiment", "export", "server"),
     ("__main__",),
 )
 LAYERS = {name: layer for layer, row in enumerate(ROWS) for name in row}

@@ -38,7 +38,7 @@ OF_A_CLASS = {
     "d_fpr": "percent",
     "d_fnr": "percent",
     "excess_accuracy_gap": "share",
-    "p_value": "share",
+    "p_value": "probability",
 }
 
 

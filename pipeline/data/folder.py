@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.data.datasets import DATASETS, check_test_share
 from pipeline.data.split import Dataset, Source, Split
-from pipeline.files import inside, remove_debris, sha256_of, write_atomically
+from pipeline.files import inside, read_json, remove_debris, sha256_of, write_atomically
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY
 
@@ -182,7 +182,7 @@ class ImageFolder(Dataset):
                 target.unlink(missing_ok=True)
                 raise
         # Superseded ones, and what a killed decoding left: nobody else decodes while the lock is held.
-        remove_debris(cache)
+        remove_debris(cache / "cache.json")
         for other in cache.glob("images-*"):
             if other != target:
                 other.unlink(missing_ok=True)
@@ -216,8 +216,8 @@ def _read_cache(cache: Path, stamp: str) -> dict[str, str] | None:
     """What the cache says of itself; None where it is missing, damaged, incomplete, of other files or names others."""
     description = cache / "cache.json"
     try:
-        known = json.loads(description.read_text())
-        current = known["stamp"] == stamp and known["fingerprint"] and known["sha256"]
+        known = read_json(description)
+        current = known["stamp"] == stamp and all(isinstance(known[name], str) for name in ("fingerprint", "sha256"))
         images = inside(cache, known["images"], named_by=description)
         # A link is none of ours, and what it leads to may lie anywhere.
         return known if current and os.path.isfile(images) and not images.is_symlink() else None

@@ -16,12 +16,15 @@ def terminal_table(summary: Mapping[str, Any]) -> Table:
     rows = [[cells[place] for place in kept] for cells in table["rows"]]
     # Text objects: names that people chose are not read as markup.
     printed = Table(
-        title=Text(table["title"]), caption=Text(table["caption"]), title_justify="left", caption_justify="left"
+        title=Text(str(table["title"])),
+        caption=Text(str(table["caption"])),
+        title_justify="left",
+        caption_justify="left",
     )
     for place in kept:
-        heading = table["header"][place]
+        heading = str(table["header"][place])
         two_lines = "\n".join(heading.rsplit(" ", 1)) if len(heading) > 8 else heading
         printed.add_column(Text(two_lines), justify="left" if place in (0, 2) else "right", no_wrap=True)
     for cells, after in zip(rows, [*rows[1:], None], strict=True):
-        printed.add_row(*map(Text, cells), end_section=after is not None and cells[:2] != after[:2])
+        printed.add_row(*(Text(str(cell)) for cell in cells), end_section=after is not None and cells[:2] != after[:2])
     return printed

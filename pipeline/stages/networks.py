@@ -17,7 +17,7 @@ from torch import nn
 from pipeline import distillation, models, pruning, training
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.data.batches import Batch, Batches
-from pipeline.files import write_atomically
+from pipeline.files import write_atomically, written_aside
 from pipeline.folding import fold_batchnorm
 from pipeline.models import NetworkInfo, Observer
 from pipeline.registry import UserError
@@ -132,7 +132,8 @@ class Train(Stage):
         shape, classes = splits.train.input_shape, splits.train.classes
         network = models.build(self.network, input_shape=shape, classes=len(classes), seed=self.seed)
         info = models.describe(network, self.network, classes, shape, normalisation.mean, normalisation.std)
-        np.savez(folder / "examples.npz", train=splits.train.ids, validation=splits.validation.ids)
+        with written_aside(folder / "examples.npz") as aside, aside.open("xb") as file:
+            np.savez(file, train=splits.train.ids, validation=splits.validation.ids)
         losses = distillation.parse_losses("ce", "train.losses")
         facts = _fit(
             self, folder, context, network, info, losses, splits, stream=(self.seed, 0), keep_epochs=self.keep_epochs

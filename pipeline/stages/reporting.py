@@ -141,7 +141,7 @@ class Report(Stage):
         found += [row for stage in self.dense for row in pruning.latency_rows(None, stage.seed)]
         for stage in self.dense:
             found += _size(context, stage)[1]
-        reached = dict.fromkeys([stage.seed for stage in self.dense], 0.0)
+        reached = dict.fromkeys([None, *(stage.seed for stage in self.dense)], 0.0)
         return self._with_run(found, DENSE, reached)
 
     def _cell_rows(self, context: Context, cell: Cell) -> list[Row]:
@@ -151,9 +151,10 @@ class Report(Stage):
         for network in cell.networks:
             reached[network.seed], size = _size(context, network)
             found += size
+        reached[None] = float(np.mean(list(reached.values())))
         return self._with_run(found, cell.place, reached)
 
-    def _with_run(self, rows: Sequence[Row], place: Place, reached: dict[int, float]) -> list[Row]:
+    def _with_run(self, rows: Sequence[Row], place: Place, reached: dict[int | None, float]) -> list[Row]:
         """The rows with the columns of their run in front."""
         first = self.dense[0]
         shared = {"dataset": first.data.dataset.name, "network": first.network}
