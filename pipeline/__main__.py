@@ -108,8 +108,9 @@ def _study_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    chosen = parser().parse_args(arguments)
+    chosen = argparse.Namespace()
     try:
+        chosen = parser().parse_args(arguments)
         if chosen.verb == "audit":
             from pipeline import audit
 
