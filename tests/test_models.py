@@ -26,8 +26,8 @@ TORCHVISION = [
 @pytest.mark.parametrize("name", OWN + TORCHVISION)
 def test_outputs(name):
     shape = (1, 32, 32) if name in OWN else (1, 64, 64)
-    network = models.build(name, input_shape=shape, classes=7).eval()
-    info = models.describe(network, name, tuple("abcdefg"), shape, (0.5,), (0.2,))
+    network = models.build(models.network(name), input_shape=shape, classes=7).eval()
+    info = models.describe(network, models.network(name), tuple("abcdefg"), shape, (0.5,), (0.2,))
     images = torch.randn(3, *shape)
     with Observer(network, info.blocks, info.classifier) as observer:
         outputs = observer(images)
@@ -55,7 +55,7 @@ def test_outputs(name):
 )
 def test_sizes_are_those_of_the_literature(name, parameters):
     classes = 100 if "resnet20" not in name and "110" not in name else 10
-    network = models.build(name, input_shape=(3, 32, 32), classes=classes)
+    network = models.build(models.network(name), input_shape=(3, 32, 32), classes=classes)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(parameters, rel=0.02)
 
 
@@ -64,7 +64,8 @@ def test_seed_and_global_state():
     expected = torch.rand(1)
     torch.manual_seed(5)
     first, again, other = (
-        models.build("resnet8", input_shape=(1, 16, 16), classes=3, seed=seed).state_dict() for seed in (0, 0, 1)
+        models.build(models.network("resnet8"), input_shape=(1, 16, 16), classes=3, seed=seed).state_dict()
+        for seed in (0, 0, 1)
     )
     assert torch.equal(torch.rand(1), expected), "building a network moved the global random state"
     assert all(torch.equal(first[key], again[key]) for key in first)
@@ -72,9 +73,11 @@ def test_seed_and_global_state():
 
 
 def test_save_and_load(tmp_path):
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=1)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=1)
     network(torch.randn(8, 3, 16, 16))  # moves BatchNorm's statistics
-    info = models.describe(network, "resnet8", ("a", "b", "c", "d"), (3, 16, 16), (0.5,) * 3, (0.2,) * 3)
+    info = models.describe(
+        network, models.network("resnet8"), ("a", "b", "c", "d"), (3, 16, 16), (0.5,) * 3, (0.2,) * 3
+    )
     models.save(tmp_path, network, info)
     assert models.load_info(tmp_path) == info
     again = models.load_weights(tmp_path, models.fresh(info))
@@ -133,16 +136,16 @@ def test_what_is_no_safetensors_file_is_damaged(tmp_path):
 
 def test_bad_names_and_sizes():
     with pytest.raises(UserError, match="'resnt20' is no network.*did you mean 'resnet20'"):
-        models.build("resnt20", input_shape=(3, 32, 32), classes=10)
+        models.build(models.network("resnt20"), input_shape=(3, 32, 32), classes=10)
     with pytest.raises(UserError, match="vgg8 does not take 3x4x4 images"):
-        models.build("vgg8", input_shape=(3, 4, 4), classes=10)
-    models.check_network("torchvision/vgg11")
-    models.check_network("resnet32x4")
+        models.build(models.network("vgg8"), input_shape=(3, 4, 4), classes=10)
+    assert models.network("torchvision/vgg11").title == "torchvision/vgg11"
+    assert models.network("resnet32x4").title == "resnet32x4"
 
 
 def test_damaged_files_are_named(tmp_path):
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
-    info = models.describe(network, "resnet8", tuple("abcd"), (3, 16, 16), (0.5,) * 3, (0.2,) * 3)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4)
+    info = models.describe(network, models.network("resnet8"), tuple("abcd"), (3, 16, 16), (0.5,) * 3, (0.2,) * 3)
     models.save(tmp_path, network, info)
     (tmp_path / "weights.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match="weights.safetensors: cannot be read"):

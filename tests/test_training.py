@@ -10,7 +10,7 @@ import torch
 
 from pipeline import distillation, models, pruning, training
 from pipeline.data import DATASETS, Augmentation, Data, Normalisation
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 from pipeline.files import DamagedFile
 from pipeline.registry import UserError
 from pipeline.training import Fit, learning_rate
@@ -33,9 +33,11 @@ def run(
     splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, keep=(), stop_after=None
 ):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0)
     normalisation = Normalisation.of(splits.train)
-    info = models.describe(network, "resnet8", splits.train.classes, (3, 16, 16), normalisation.mean, normalisation.std)
+    info = models.describe(
+        network, models.network("resnet8"), splits.train.classes, (3, 16, 16), normalisation.mean, normalisation.std
+    )
     masker = None
     if masked:
         method = pruning.METHODS.build("magnitude", "test")
@@ -45,7 +47,7 @@ def run(
     parsed = distillation.parse_losses(losses, "losses")
     teachers = []
     if any(loss.needs_teacher for loss in parsed):
-        teacher = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=9)
+        teacher = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=9)
         teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier))]
 
     def prepare(outputs, batch):
@@ -69,8 +71,12 @@ def run(
         info=info,
         prepare=prepare,
         options=options,
-        train=Batches(splits.train, normalisation, batch_size=options.batch_size, augmentation=options.augmentation),
-        validation=Batches(splits.validation, normalisation, batch_size=64),
+        train=Batches(
+            splits.train,
+            ImageView(splits.train, normalisation, augmentation=options.augmentation),
+            batch_size=options.batch_size,
+        ),
+        validation=Batches(splits.validation, ImageView(splits.validation, normalisation), batch_size=64),
         seed=(0, 0),
         folder=folder,
         masker=masker,
@@ -337,7 +343,7 @@ def test_every_parameter_has_its_state_in_the_checkpoint(splits, tmp_path, optim
         run(splits, tmp_path, options=options, losses="ce + fitnet", window=(0.6, 1.0), stop_after=2)
     tensors, _ = models.read_tensors(tmp_path / "checkpoint.safetensors")
     numbers = [name.split(".")[1] for name in tensors if name.startswith("optimizer.")]
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4)
     parameters = len(list(network.parameters())) + 2  # the adapter's
     assert {number: numbers.count(number) for number in numbers} == {
         str(number): states for number in range(parameters)
@@ -363,11 +369,13 @@ def test_one_step_equals_plain_torch(splits, tmp_path):
         epochs=1, batch_size=1000, learning_rate=0.1, schedule="constant", warmup=0, augmentation=Augmentation(0, False)
     )
     ours, _, _ = run(splits, tmp_path / "ours", options=options)
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0).to(memory_format=torch.channels_last)
-    batches = Batches(splits.train, Normalisation.of(splits.train), batch_size=1000)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0).to(
+        memory_format=torch.channels_last
+    )
+    batches = Batches(splits.train, ImageView(splits.train, Normalisation.of(splits.train)), batch_size=1000)
     batch = next(batches.epoch((0, 0), 0))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    torch.nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
+    torch.nn.functional.cross_entropy(network(batch.inputs), batch.labels).backward()
     optimizer.step()
     for (name, mine), theirs in zip(ours.state_dict().items(), network.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
@@ -437,7 +445,7 @@ def test_impossible_options_are_refused(options):
 
 def test_narrow_strided_shortcuts_train_in_a_safe_memory_format(splits):
     """oneDNN issue 6035 corrupts memory there, so physically pruned networks must not meet it."""
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0)
     assert models.training_format(network) == torch.channels_last
     method = pruning.METHODS.build("channels", "test")
     narrow = pruning.prune(network, method, 0.9, images=torch.zeros(2, 3, 16, 16)).network
