@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 
 from pipeline.data import DATASETS, Augmentation, Data, Normalisation, Split, stratified
 from pipeline.data import folder as image_folder
-from pipeline.data.batches import Batches, ImageView
+from pipeline.data.batches import Batches, ImageView, UniformOrder
+from pipeline.data.split import MappedRows
 from pipeline.registry import UserError
 
 
@@ -143,6 +145,48 @@ def test_dividing_copies_every_image_once(tmp_path, monkeypatch):
     assert sum(copied) < 400
 
 
+class Chosen:
+    """An order of some rows, one of them twice."""
+
+    positions, occurring = 6, np.array([2, 4, 5, 9, 11])
+
+    def rows(self, seed, epoch):
+        return np.random.default_rng((*seed, epoch)).permutation(np.array([2, 4, 5, 5, 9, 11]))
+
+
+def test_an_order_may_hold_a_row_twice_or_never():
+    split = random_split()
+    batches = image_batches(split, batch_size=3, augmentation=Augmentation(4, True), order=Chosen())
+    stream = [batch for epoch in range(3) for batch in batches.epoch((1, 0), epoch)]
+    assert batches.steps() == 2 and len(stream) == 6
+    draws = torch.cat([batch.draw for batch in stream])
+    assert draws.tolist() == list(range(18)), "every position of the stream has a draw of its own"
+    for epoch in range(3):
+        ids = torch.cat([batch.ids for batch in stream[2 * epoch : 2 * epoch + 2]])
+        assert ids.tolist() == batches.order.rows((1, 0), epoch).tolist()
+        images = torch.cat([batch.inputs for batch in stream[2 * epoch : 2 * epoch + 2]])[ids == 5]
+        assert len(images) == 2 and not torch.equal(*images), "each occurrence is cropped in its own way"
+    assert all(torch.equal(batch.labels, torch.from_numpy(split.labels)[batch.ids]) for batch in stream)
+    again = [batch for epoch in range(3) for batch in batches.epoch((1, 0), epoch)]
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(stream, again, strict=True))
+
+
+def test_the_uniform_order_is_every_row_once_and_a_function_of_seed_and_epoch():
+    order = UniformOrder(50)
+    assert sorted(order.rows((1, 2), 3)) == order.occurring.tolist() == list(range(50))
+    assert np.array_equal(order.rows((1, 2), 3), np.random.default_rng((1, 2, 3)).permutation(50))
+    assert not np.array_equal(order.rows((1, 2), 3), order.rows((1, 2), 4))
+    draws = [next(image_batches(random_split(), batch_size=9).epoch((0, 0), epoch)).draw for epoch in (0, 2)]
+    assert [draw.tolist() for draw in draws] == [list(range(9)), list(range(46, 55))]
+
+
+def test_groups_follow_their_examples():
+    split = replace(random_split(), groups={"site": np.arange(23) * 10})
+    rows = np.array([3, 3, 7])
+    assert split.take(rows).take(np.array([False, True, True])).groups["site"].tolist() == [30, 70]
+    assert random_split().groups == {}
+
+
 @pytest.fixture
 def tree(tmp_path):
     random = np.random.default_rng(0)
@@ -165,6 +209,79 @@ def test_image_folder_reads_pixels_and_classes(tree):
     first = np.asarray(Image.open(tree / "train" / "bird" / "0.png"))
     assert np.array_equal(source.train.inputs[0], first)
     assert load_tree(tree, size=8, colour="grey").test.inputs.shape == (12, 8, 8, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"long_tail": 2.0}, {"validation": 0.4}])
+def test_image_folder_stays_a_memory_map_and_gives_the_same_batches(tree, tmp_path, options):
+    dataset = DATASETS.build({"name": "image_folder", "path": str(tree / "train"), "size": 0}, "data")
+    splits = Data(dataset, **{"validation": 0.3, **options}).load(tmp_path / "root")
+    everything = np.array(dataset.load(tmp_path / "root").train.inputs)
+    for part in (splits.train, splits.validation, splits.test):
+        assert isinstance(part.inputs, MappedRows) and part.inputs.shape == (len(part), 10, 12, 3)
+        assert np.array_equal(part.inputs[2:], everything[part.ids[2:]]) and part.input_shape == (3, 10, 12)
+        assert np.array_equal(part.inputs[0], everything[part.ids[0]])
+        in_memory = replace(part, inputs=everything[part.ids])
+        assert Normalisation.of(part) == Normalisation.of(in_memory)
+        for augmentation in (None, Augmentation(2, True)):
+            mapped, ours = (image_batches(one, batch_size=3, augmentation=augmentation) for one in (part, in_memory))
+            for one, other in zip(mapped.epoch((0, 0), 1), ours.epoch((0, 0), 1), strict=True):
+                assert torch.equal(one.inputs, other.inputs) and torch.equal(one.labels, other.labels)
+            for one, other in zip(mapped.in_order(), ours.in_order(), strict=True):
+                assert torch.equal(one.inputs, other.inputs) and torch.equal(one.ids, other.ids)
+
+
+FRUGAL = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from pipeline.data import DATASETS, Data, Augmentation, Normalisation, batches
+
+def private():  # bytes of memory that is this process's own; a read-only map of a file is not, and is given up freely
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")]
+    return 1024 * int(line.split()[1])
+
+tree, root, allowed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+torch.randn(8, 8) @ torch.randn(8, 8)
+dataset = DATASETS.build({"name": "image_folder", "path": tree, "size": 256}, "data")
+from PIL import Image
+resource.setrlimit(resource.RLIMIT_DATA, (private() + allowed, private() + allowed))
+splits = Data(dataset).load(root)
+size = sum(np.prod(part.inputs.shape) for part in (splits.train, splits.validation, splits.test))
+assert size > 3 * allowed, size
+batches.PADDED_COPY_LIMIT = allowed // 4  # as if these images were many more
+normalisation = Normalisation.of(splits.train)
+seen = 0
+for part in (splits.train, splits.validation, splits.test):
+    view = batches.ImageView(part, normalisation, augmentation=Augmentation(4, True))
+    stream = batches.Batches(part, view, batch_size=8)
+    seen += sum(len(batch.labels) for batch in stream.epoch((0, 0), 0))
+    seen += sum(len(batch.labels) for batch in stream.in_order())
+assert seen > 2 * 0.95 * 1040, seen
+print("read")
+np.array(splits.train.inputs[:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limit on private memory is Linux's")
+def test_image_folder_larger_than_the_memory_allowed(tmp_path):
+    """204 MB of pixels in 60 MB: decoding, dividing, measuring, an epoch and a pass in order; no copy would fit."""
+    random = np.random.default_rng(0)
+    for name in ("bird", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+        for number in range(520):
+            os.link(file, tmp_path / "images" / name / f"{number}.png")
+    arguments = [str(tmp_path / "images"), str(tmp_path / "root"), str(60_000_000)]
+    done = subprocess.run(
+        [sys.executable, "-c", FRUGAL, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},  # or the C library keeps what was freed
+    )
+    assert done.stdout == "read\n", done.stderr
+    assert "MemoryError" in done.stderr, "the limit holds: a copy of the training images did not fit"
 
 
 @pytest.mark.parametrize("name", ["image_folder", "mnist5k", "synthetic"])

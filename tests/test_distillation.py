@@ -646,6 +646,52 @@ def test_contrast_draws_what_is_allowed_and_all_of_it_alike(positives, noise):
         assert training.labels[row[0]] == label if positives == "relaxed" else row[0] == example
 
 
+def test_memory_bank_remembers_the_last_of_two_and_draws_nothing_that_never_occurs():
+    every = make_training()
+    occurring = torch.arange(0, EXAMPLES, 2)
+    training = TrainingSet(every.labels, CLASSES, occurring)
+    loss = LOSSES.build({"name": "crd", "noise": "relaxed", "positives": "relaxed"}, "test")
+    bank = loss.adapters(make_outputs("narrow", 1), make_outputs("wide", 2), training)
+    ids = torch.tensor([6, 2, 6, 8])
+    batch = Batch(torch.zeros(4, 3, 8, 8), every.labels[ids], ids, torch.arange(4))
+    for other_classes in (False, True):
+        picks = bank.draw(batch, 5_000, same_class_positive=True, other_classes=other_classes)
+        assert set(picks[:, 1:].unique().tolist()) <= set(occurring.tolist())
+        assert set(picks[:, 0].tolist()) <= set(occurring.tolist())
+    assert set(picks.unique().tolist()) == set(occurring.tolist()), "and everything that does"
+    before, embedding = bank.student_memory.clone(), torch.randn(4, loss.width)
+    bank.remember("student", ids, embedding, 0.5)
+    for row, place in ((6, 2), (2, 1), (8, 3)):
+        expected = F.normalize(0.5 * before[row] + 0.5 * embedding[place], dim=0)
+        torch.testing.assert_close(bank.student_memory[row], expected)
+    others = [row for row in range(EXAMPLES) if row not in ids.tolist()]
+    assert torch.equal(bank.student_memory[others], before[others])
+
+
+def test_crd_counts_the_examples_that_occur():
+    """The loss over half of the examples is that over a training set of this half alone."""
+    every, student, teacher = make_training(), make_outputs("narrow", 1), make_outputs("wide", 2)
+    occurring = torch.arange(1, EXAMPLES, 2)
+    loss = LOSSES.build({"name": "crd", "negatives": 9}, "test")
+    values = []
+    for training, ids in (
+        (TrainingSet(every.labels, CLASSES, occurring), occurring[:BATCH]),
+        (TrainingSet(every.labels[occurring], CLASSES), torch.arange(BATCH)),
+    ):
+        bank = loss.adapters(student, teacher, training)
+        torch.manual_seed(1)
+        for part in bank.parameters():
+            part.data.normal_()
+        noise = torch.randn(2, EXAMPLES, loss.width)[:, occurring]
+        for name, rows in zip(("student", "teacher"), noise, strict=True):
+            memory = getattr(bank, f"{name}_memory")
+            memory[occurring if len(memory) == EXAMPLES else slice(None)] = rows
+        batch = Batch(torch.zeros(BATCH, 3, 8, 8), training.labels[ids], ids, ids)
+        torch.manual_seed(2)
+        values.append(loss(student, teacher, batch, bank.double()).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
 def test_memory_bank_moves_as_torchdistills_does():
     """Two steps: the rows move by the momentum, the constants Z stay those of the first batch."""
     peer = pytest.importorskip("torchdistill.losses.mid_level", reason="needs the extra 'test' (torchdistill)")

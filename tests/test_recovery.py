@@ -80,7 +80,7 @@ def test_a_bigger_and_a_poorer_teacher(tmp_path):
     _, students = recoveries(tmp_path, "{losses: kd, teachers: [{network: resnet14}, {train: {epochs: 1}, seeds: 2}]}")
     big, *poor = students[1].teachers
     assert (big.network.title, big.seed, big.fit) == ("resnet14", 1, students[1].dense.fit)
-    assert [(one.network, one.seed, one.fit.epochs) for one in poor] == [("resnet8", 0, 1), ("resnet8", 1, 1)]
+    assert [(one.network.title, one.seed, one.fit.epochs) for one in poor] == [("resnet8", 0, 1), ("resnet8", 1, 1)]
     assert poor[0].fit.batch_size == students[0].dense.fit.batch_size, "what is not said is the study's"
 
 

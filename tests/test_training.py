@@ -3,8 +3,10 @@
 import json
 import math
 import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,8 +31,36 @@ def splits(tmp_path_factory):
 OPTIONS = Fit(epochs=3, batch_size=32, learning_rate=0.05, augmentation=Augmentation(1, True))
 
 
+@dataclass(frozen=True)
+class HalfTwice:
+    """An order in which every second example stands twice in an epoch and the others never."""
+
+    examples: int
+
+    @property
+    def positions(self):
+        return 2 * len(self.occurring)
+
+    @property
+    def occurring(self):
+        return np.arange(0, self.examples, 2)
+
+    def rows(self, seed, epoch):
+        return np.random.default_rng((*seed, epoch)).permutation(np.repeat(self.occurring, 2))
+
+
 def run(
-    splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, keep=(), stop_after=None
+    splits,
+    folder: Path,
+    *,
+    options=OPTIONS,
+    losses="ce",
+    window=(0.0, 1.0),
+    masked=False,
+    keep=(),
+    stop_after=None,
+    order=None,
+    cache=None,
 ):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
     network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0)
@@ -48,12 +78,14 @@ def run(
     teachers = []
     if any(loss.needs_teacher for loss in parsed):
         teacher = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=9)
-        teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier))]
+        teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier), cache=cache)]
+    view = ImageView(splits.train, normalisation, augmentation=options.augmentation)
+    train = Batches(splits.train, view, batch_size=options.batch_size, order=order)
 
     def prepare(outputs, batch):
         objective = distillation.Objective(parsed, teachers=teachers, window=window, seed=0)
-        labels = torch.from_numpy(splits.train.labels)
-        objective.prepare(outputs, batch, distillation.TrainingSet(labels, 4))
+        labels, occurring = torch.from_numpy(splits.train.labels), torch.from_numpy(train.order.occurring)
+        objective.prepare(outputs, batch, distillation.TrainingSet(labels, 4, occurring))
         return objective
 
     def report(step, steps, values):
@@ -71,11 +103,7 @@ def run(
         info=info,
         prepare=prepare,
         options=options,
-        train=Batches(
-            splits.train,
-            ImageView(splits.train, normalisation, augmentation=options.augmentation),
-            batch_size=options.batch_size,
-        ),
+        train=train,
         validation=Batches(splits.validation, ImageView(splits.validation, normalisation), batch_size=64),
         seed=(0, 0),
         folder=folder,
@@ -451,3 +479,36 @@ def test_narrow_strided_shortcuts_train_in_a_safe_memory_format(splits):
     narrow = pruning.prune(network, method, 0.9, images=torch.zeros(2, 3, 16, 16)).network
     assert narrow.stage2[0].shortcut[0].in_channels < 16
     assert models.training_format(narrow) == torch.contiguous_format
+
+
+def test_stored_logits_are_right_when_an_example_occurs_twice_or_never(splits, tmp_path):
+    """Each occurrence is cropped in its own way, so it has an answer of its own."""
+    order = HalfTwice(len(splits.train))
+    options = replace(OPTIONS, epochs=2, augmentation=Augmentation(3, True))
+    plain, history, _ = run(splits, tmp_path / "plain", options=options, losses="kd", order=order)
+    for time in ("first", "second"):
+        cache = distillation.LogitsCache(tmp_path / "logits.npy", positions=2 * order.positions, classes=4)
+        stored, same, _ = run(splits, tmp_path / time, options=options, losses="kd", order=order, cache=cache)
+        assert same == history
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), stored.parameters(), strict=True))
+    steps = order.positions // options.batch_size * options.batch_size
+    written = np.flatnonzero(cache.rows[:, -1].view(np.uint32))
+    assert written.tolist() == [epoch * order.positions + place for epoch in (0, 1) for place in range(steps)]
+
+
+@pytest.mark.parametrize("losses", ["ce", "kd + crd"])
+def test_a_stream_of_repeated_examples_goes_on_with_the_same_bytes(splits, tmp_path, losses):
+    order = HalfTwice(len(splits.train))
+    whole, history, _ = run(splits, tmp_path / "whole", losses=losses, order=order)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", losses=losses, order=order, stop_after=2)
+    again, same, _ = run(splits, tmp_path / "cut", losses=losses, order=order)
+    assert same == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    tensors, _ = models.read_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+    for name in ("student", "teacher") if "crd" in losses else ():
+        lengths = tensors[f"objective.adapters.crd.0.{name}_memory"].norm(dim=1)
+        seen = torch.zeros(len(splits.train), dtype=torch.bool)
+        seen[order.occurring] = True
+        assert torch.allclose(lengths[seen], torch.ones(int(seen.sum()))), "remembered rows have length 1"
+        assert (lengths[~seen] - 1).abs().mean() > 0.01, "the others are noise as at the start"

@@ -36,8 +36,8 @@ class MappedRows:
         return MappedRows(self._mapped, self._rows[rows])
 
 
-# How much of a memory map is read at a time, in bytes.
-CHUNK = 4 * 1024**2
+# How much of the images is looked at at a time, in bytes: what goes over them holds a few times as much.
+CHUNK = 1024**2
 
 
 @dataclass(frozen=True)

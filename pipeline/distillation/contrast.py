@@ -37,9 +37,8 @@ class MemoryBank(nn.Module):
         # Occurring examples in the order of their class, where each class starts: derived, so not in the checkpoint.
         labels = training.labels.cpu()
         occurring = torch.arange(examples) if training.occurring is None else training.occurring.cpu()
-        counts = torch.bincount(labels[occurring], minlength=training.classes)
         self.register_buffer("order", occurring[labels[occurring].argsort(stable=True)], persistent=False)
-        self.register_buffer("counts", counts, persistent=False)
+        self.register_buffer("counts", training.counts.cpu(), persistent=False)
         self.register_buffer("starts", self.counts.cumsum(0) - self.counts, persistent=False)
 
     def draw(self, batch: Labelled, negatives: int, *, same_class_positive: bool, other_classes: bool) -> Tensor:

@@ -46,8 +46,9 @@ class TrainingSet:
 
     @property
     def counts(self) -> Tensor:
-        """Examples per class, int64 [classes]."""
-        return torch.bincount(self.labels, minlength=self.classes)
+        """Occurring examples per class, int64 [classes]."""
+        labels = self.labels if self.occurring is None else self.labels[self.occurring]
+        return torch.bincount(labels, minlength=self.classes)
 
 
 @dataclass(frozen=True)
