@@ -65,7 +65,7 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple
 
     A network may name its block ends itself, in an attribute ``block_ends`` (a tuple of module paths). Otherwise the
     shapes tell, of one forward pass over zeros: the last module at each resolution; where what passes between modules
-    is tokens [batch, tokens, width], four evenly spaced ones of its layers. The classifier is the last linear layer
+    is tokens [batch, tokens, width], its layers, or four of them, evenly spaced. The classifier is the last linear layer
     (or, in a fully convolutional network, the last convolution).
     """
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
@@ -80,8 +80,9 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple
     outer = [(path, shape) for path, shape in shapes if path in candidates]
     if any(len(shape) == 3 for _, shape in outer):
         layers = _layers(network, dict(shapes)) or [path for path, shape in outer if len(shape) == 3]
-        steps = torch.linspace(0, len(layers) - 1, min(4, len(layers)) + 1).round().int().tolist()[1:]
-        return tuple(layers[step] for step in steps), classifier
+        if len(layers) > 4:
+            layers = [layers[step] for step in torch.linspace(0, len(layers) - 1, 5).round().int().tolist()[1:]]
+        return tuple(layers), classifier
     ends: dict[torch.Size, str] = {}
     for path, shape in outer:
         ends[shape[2:]] = path
