@@ -481,8 +481,12 @@ def test_narrow_strided_shortcuts_train_in_a_safe_memory_format(splits):
     assert models.training_format(narrow) == torch.contiguous_format
 
 
-def test_stored_logits_are_right_when_an_example_occurs_twice_or_never(splits, tmp_path):
+def test_stored_logits_are_right_when_an_example_occurs_twice_or_never(splits, tmp_path, monkeypatch):
     """Each occurrence is cropped in its own way, so it has an answer of its own."""
+    found, get = [], distillation.LogitsCache.get
+    monkeypatch.setattr(
+        distillation.LogitsCache, "get", lambda cache, draw: found.append(get(cache, draw)) or found[-1]
+    )
     order = HalfTwice(len(splits.train))
     options = replace(OPTIONS, epochs=2, augmentation=Augmentation(3, True))
     plain, history, _ = run(splits, tmp_path / "plain", options=options, losses="kd", order=order)
@@ -491,6 +495,8 @@ def test_stored_logits_are_right_when_an_example_occurs_twice_or_never(splits, t
         stored, same, _ = run(splits, tmp_path / time, options=options, losses="kd", order=order, cache=cache)
         assert same == history
         assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), stored.parameters(), strict=True))
+    asked = len(found) // 2
+    assert any(logits is None for logits in found[:asked]) and not any(logits is None for logits in found[asked:])
     steps = order.positions // options.batch_size * options.batch_size
     written = np.flatnonzero(cache.rows[:, -1].view(np.uint32))
     assert written.tolist() == [epoch * order.positions + place for epoch in (0, 1) for place in range(steps)]
