@@ -180,6 +180,14 @@ def test_the_uniform_order_is_every_row_once_and_a_function_of_seed_and_epoch():
     assert [draw.tolist() for draw in draws] == [list(range(9)), list(range(46, 55))]
 
 
+def test_draws_of_images_are_those_that_every_network_so_far_was_trained_with():
+    view = ImageView(random_split(), PLAIN, augmentation=Augmentation(3, True))
+    random = np.random.default_rng((4, 1, 6))
+    order, flips, tops, lefts = random.permutation(23), *(random.integers(0, most, 23) for most in (2, 7, 7))
+    assert np.array_equal(UniformOrder(23).rows((4, 1), 6), order)
+    assert np.array_equal(view.draws((4, 1), 6, 23), np.column_stack([flips, tops, lefts]))
+
+
 def test_groups_follow_their_examples():
     split = replace(random_split(), groups={"site": np.arange(23) * 10})
     rows = np.array([3, 3, 7])

@@ -326,6 +326,17 @@ def test_blocks_are_found_by_shapes_whatever_the_modules_are_called():
     assert models.find_blocks(Wrapped(), (3, 16, 16)) == (("body.b.1", "body.b.2", "body"), "head")
 
 
+def test_blocks_that_a_network_names_itself_are_taken_and_checked():
+    network = Wrapped()
+    network.block_ends = ("body.b.1", "body.b.2")
+    assert models.find_blocks(network, (3, 16, 16)) == (network.block_ends, "head")
+    network.block_ends = ("body.b.1", "tail")
+    with pytest.raises(UserError, match="Wrapped has no module 'tail', which its block_ends name"):
+        models.find_blocks(network, (3, 16, 16))
+    with pytest.raises(UserError, match="Flatten has no linear layer and no convolution to be its classifier"):
+        models.find_blocks(nn.Flatten(), (3, 16, 16))
+
+
 def test_looking_for_blocks_leaves_the_network_as_it_was():
     network = Wrapped()
     network.body.c.eval()

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pipeline.registry import UserError
+
 
 @dataclass
 class Outputs:
@@ -65,14 +67,25 @@ def find_blocks(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[tuple
 
     A network may name its block ends itself, in an attribute ``block_ends`` (a tuple of module paths). Otherwise the
     shapes tell, of one forward pass over zeros: the last module at each resolution; where what passes between modules
-    is tokens [batch, tokens, width], its layers, or four of them, evenly spaced. The classifier is the last linear layer
-    (or, in a fully convolutional network, the last convolution).
+    is tokens [batch, tokens, width], its layers, or four of them, evenly spaced. The classifier is the last linear
+    layer (or, in a fully convolutional network, the last convolution).
+
+    Raises:
+        UserError: there is no classifier, or no module of a name in ``block_ends``.
     """
-    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
-    convolutions = [path for path, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    modules = dict(network.named_modules())
+    linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
+    convolutions = [path for path, module in modules.items() if isinstance(module, nn.Conv2d)]
+    if not linear and not convolutions:
+        raise UserError(
+            f"network: {type(network).__name__} has no linear layer and no convolution to be its classifier"
+        )
     classifier = (linear or convolutions)[-1]
     declared = getattr(network, "block_ends", None)
     if declared is not None:
+        for path in declared:
+            if path not in modules:
+                raise UserError(f"network: {type(network).__name__} has no module '{path}', which its block_ends name")
         return tuple(declared), classifier
     shapes = _shapes(network, input_shape)
     shown = {path for path, _ in shapes}
