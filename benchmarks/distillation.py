@@ -25,6 +25,7 @@ from pipeline.distillation import LOSSES, LogitsCache, Objective, Teacher, Train
 from pipeline.executors import prepare_process
 from pipeline.folding import fold_batchnorm
 from pipeline.models import Observer, Outputs, build, find_blocks
+from pipeline.models import network as parse_network
 
 SHAPE, CLASSES, BATCH, EXAMPLES = (3, 32, 32), 100, 128, 1280
 WARM_UP = 3  # rounds
@@ -40,9 +41,9 @@ class PlainTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         if not self.inference:
             with torch.no_grad():
-                return self.observer(batch.images)
+                return self.observer(batch.inputs)
         with torch.inference_mode():
-            outputs = self.observer(batch.images)
+            outputs = self.observer(batch.inputs)
         # Tensors of inference mode cannot be saved for backward, copies can.
         return Outputs(outputs.logits.clone(), [], outputs.embedding.clone())
 
@@ -51,7 +52,7 @@ class Arm:
     """A student of its own, an objective and an optimizer; ``step`` is one step of training."""
 
     def __init__(self, name: str, network: str, spec: str, teachers: list) -> None:
-        student = build(name=network, input_shape=SHAPE, classes=CLASSES, seed=0)
+        student = build(parse_network(network), input_shape=SHAPE, classes=CLASSES, seed=0)
         student.to(memory_format=torch.channels_last).train()
         blocks, classifier = find_blocks(student, SHAPE)
         self.name, self.count = name, 0
@@ -60,12 +61,12 @@ class Arm:
         first = make_batch(0)
         labels = torch.arange(EXAMPLES) % CLASSES
         with torch.no_grad():
-            self.objective.prepare(self.observer(first.images), first, TrainingSet(labels, CLASSES))
+            self.objective.prepare(self.observer(first.inputs), first, TrainingSet(labels, CLASSES))
         parameters = [*student.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.SGD(parameters, 0.001, momentum=0.9, fused=True)
 
     def step(self, batch: Batch) -> None:
-        loss, _ = self.objective(self.observer(batch.images), batch, step=self.count, steps=10**9)
+        loss, _ = self.objective(self.observer(batch.inputs), batch, step=self.count, steps=10**9)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -76,11 +77,11 @@ def make_batch(number: int) -> Batch:
     ids = torch.arange(BATCH) + BATCH * (number % (EXAMPLES // BATCH))
     generator = torch.Generator().manual_seed(number)
     images = torch.randn(BATCH, *SHAPE, generator=generator).contiguous(memory_format=torch.channels_last)
-    return Batch(images, ids % CLASSES, ids, draw=0)
+    return Batch(images, ids % CLASSES, ids, draw=ids)
 
 
 def make_teacher(network: str, *, folded: bool = True) -> Observer:
-    teacher = build(name=network, input_shape=SHAPE, classes=CLASSES, seed=1)
+    teacher = build(parse_network(network), input_shape=SHAPE, classes=CLASSES, seed=1)
     teacher.train()(torch.randn(64, *SHAPE))  # statistics that are not those of a fresh BatchNorm
     blocks, classifier = find_blocks(teacher, SHAPE)
     teacher = fold_batchnorm(teacher, torch.randn(2, *SHAPE)) if folded else teacher
@@ -118,7 +119,7 @@ def main() -> None:
     prepare_process(options.threads)
     network = options.network
     with tempfile.TemporaryDirectory() as folder:
-        cache = LogitsCache(Path(folder) / "logits.npy", draws=1, examples=EXAMPLES, classes=CLASSES)
+        cache = LogitsCache(Path(folder) / "logits.npy", positions=EXAMPLES, classes=CLASSES)
         arms = [
             Arm("ce", network, "ce", []),
             Arm("kd, as shipped (folded BatchNorm)", network, "kd", [Teacher(make_teacher(network))]),

@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision import transforms
 
 from pipeline.data import Augmentation, Normalisation, Split
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 
 BATCH = 128
 
@@ -49,19 +49,20 @@ def main(count: int = 2048) -> None:
         images = np.stack([np.asarray(image) for image, _ in torchvision.datasets.ImageFolder(folder)])
         split = Split(images, np.zeros(count, dtype=np.int64), np.arange(count), ("only",))
         normalisation = Normalisation((0.5,) * 3, (0.25,) * 3)
-        augmented = Batches(split, normalisation, batch_size=BATCH, augmentation=Augmentation(4, True))
+        view = ImageView(split, normalisation, augmentation=Augmentation(4, True))
+        augmented = Batches(split, view, batch_size=BATCH)
 
         def through(batches) -> None:
             for _ in batches:
                 pass
 
         rows = np.arange(BATCH)
-        zeros = np.zeros(BATCH, dtype=np.int64)
+        zeros = np.zeros((BATCH, 3), dtype=np.int64)
         seconds = alternate(
             {
                 "torchvision": lambda: through(loader),
                 "pipeline": lambda: [through(augmented.epoch((0, 0), epoch)) for epoch in range(20)],
-                "crop alone": lambda: [augmented.crop(rows, zeros, zeros, zeros) for _ in range(20 * count // BATCH)],
+                "crop alone": lambda: [view.crop(rows, zeros) for _ in range(20 * count // BATCH)],
             },
             rounds=5,
         )

@@ -36,7 +36,7 @@ def latencies(runs: int, device: str) -> None:
     """Prints one line per share of channels, kind and batch size."""
     torch.manual_seed(0)
     example = torch.randn(128, 3, 32, 32).to(device)
-    dense = models.build("resnet20", input_shape=(3, 32, 32), classes=10).eval().to(device)
+    dense = models.build(models.network("resnet20"), input_shape=(3, 32, 32), classes=10).eval().to(device)
     channels, filters = METHODS["channels"](scope="uniform", target="channels"), METHODS["filters"]()
     print(f"{'gone':>5} {'what':<22} {'weights':>8} {'MACs':>6} {'batch':>6} {'latency / dense':>24} {'goal':>6}")
     for column, share in enumerate((0.5, 0.75, 0.9)):
@@ -72,7 +72,7 @@ def networks(scope: str) -> None:
         size = sizes.get(name, 64)
         torch.manual_seed(0)
         images = torch.randn(2, 3, size, size)
-        dense = models.build(name, input_shape=(3, size, size), classes=10)
+        dense = models.build(models.network(name), input_shape=(3, size, size), classes=10)
         method = METHODS["channels"](scope=scope)
         for sparsity in (0.3, 0.5, 0.75, 0.9) if name in sizes else (0.5, 0.9):
             start = time.perf_counter()

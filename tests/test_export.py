@@ -20,13 +20,15 @@ SHAPE = (3, 16, 16)
 def stored(request, tmp_path_factory):
     """A folder as the stages leave it, with BatchNorm statistics and biases that folding must carry over."""
     folder = tmp_path_factory.mktemp(request.param)
-    network = models.build("resnet8", input_shape=SHAPE, classes=4, seed=0)
+    network = models.build(models.network("resnet8"), input_shape=SHAPE, classes=4, seed=0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.running_mean, module.weight, module.bias):
                 nn.init.uniform_(tensor, -0.5, 1.0)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
-    info = models.describe(network.eval(), "resnet8", ("a", "b", "c", "d"), SHAPE, (0.5,) * 3, (0.2,) * 3)
+    info = models.describe(
+        network.eval(), models.network("resnet8"), ("a", "b", "c", "d"), SHAPE, (0.5,) * 3, (0.2,) * 3
+    )
     masks = {}
     if request.param != "dense":
         method = pruning.METHODS.build(request.param, "test")

@@ -79,8 +79,8 @@ def test_teachers_of_other_seeds_leave_the_floor_alone(tmp_path):
 def test_a_bigger_and_a_poorer_teacher(tmp_path):
     _, students = recoveries(tmp_path, "{losses: kd, teachers: [{network: resnet14}, {train: {epochs: 1}, seeds: 2}]}")
     big, *poor = students[1].teachers
-    assert (big.network, big.seed, big.fit) == ("resnet14", 1, students[1].dense.fit)
-    assert [(one.network, one.seed, one.fit.epochs) for one in poor] == [("resnet8", 0, 1), ("resnet8", 1, 1)]
+    assert (big.network.title, big.seed, big.fit) == ("resnet14", 1, students[1].dense.fit)
+    assert [(one.network.title, one.seed, one.fit.epochs) for one in poor] == [("resnet8", 0, 1), ("resnet8", 1, 1)]
     assert poor[0].fit.batch_size == students[0].dense.fit.batch_size, "what is not said is the study's"
 
 
@@ -230,7 +230,7 @@ def test_from_scratch_keeps_the_shape_and_nothing_else(store, pruning):
     found = [load_network(make(store, student)) for student in students]
     pruned = [load_network(store.open(student.network)) for student in students]
     for student, mine, old in zip(students, found, pruned, strict=True):
-        first = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=student.seed)
+        first = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=student.seed)
         for (name, new), before in zip(mine.network.named_parameters(), old.network.parameters(), strict=True):
             assert new.shape == before.shape
             if new.dim() == 4 and "stem" not in name:

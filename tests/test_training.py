@@ -3,14 +3,16 @@
 import json
 import math
 import random
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import distillation, models, pruning, training
 from pipeline.data import DATASETS, Augmentation, Data, Normalisation
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 from pipeline.files import DamagedFile
 from pipeline.registry import UserError
 from pipeline.training import Fit, learning_rate
@@ -29,13 +31,43 @@ def splits(tmp_path_factory):
 OPTIONS = Fit(epochs=3, batch_size=32, learning_rate=0.05, augmentation=Augmentation(1, True))
 
 
+@dataclass(frozen=True)
+class HalfTwice:
+    """An order in which every second example stands twice in an epoch and the others never."""
+
+    examples: int
+
+    @property
+    def positions(self):
+        return 2 * len(self.occurring)
+
+    @property
+    def occurring(self):
+        return np.arange(0, self.examples, 2)
+
+    def rows(self, seed, epoch):
+        return np.random.default_rng((*seed, epoch)).permutation(np.repeat(self.occurring, 2))
+
+
 def run(
-    splits, folder: Path, *, options=OPTIONS, losses="ce", window=(0.0, 1.0), masked=False, keep=(), stop_after=None
+    splits,
+    folder: Path,
+    *,
+    options=OPTIONS,
+    losses="ce",
+    window=(0.0, 1.0),
+    masked=False,
+    keep=(),
+    stop_after=None,
+    order=None,
+    cache=None,
 ):
     """Trains a small network; returns its weights and the history. stop_after: epochs before an exception ends it."""
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0)
     normalisation = Normalisation.of(splits.train)
-    info = models.describe(network, "resnet8", splits.train.classes, (3, 16, 16), normalisation.mean, normalisation.std)
+    info = models.describe(
+        network, models.network("resnet8"), splits.train.classes, (3, 16, 16), normalisation.mean, normalisation.std
+    )
     masker = None
     if masked:
         method = pruning.METHODS.build("magnitude", "test")
@@ -45,13 +77,15 @@ def run(
     parsed = distillation.parse_losses(losses, "losses")
     teachers = []
     if any(loss.needs_teacher for loss in parsed):
-        teacher = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=9)
-        teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier))]
+        teacher = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=9)
+        teachers = [distillation.Teacher(models.Observer(teacher, info.blocks, info.classifier), cache=cache)]
+    view = ImageView(splits.train, normalisation, augmentation=options.augmentation)
+    train = Batches(splits.train, view, batch_size=options.batch_size, order=order)
 
     def prepare(outputs, batch):
         objective = distillation.Objective(parsed, teachers=teachers, window=window, seed=0)
-        labels = torch.from_numpy(splits.train.labels)
-        objective.prepare(outputs, batch, distillation.TrainingSet(labels, 4))
+        labels, occurring = torch.from_numpy(splits.train.labels), torch.from_numpy(train.order.occurring)
+        objective.prepare(outputs, batch, distillation.TrainingSet(labels, 4, occurring))
         return objective
 
     def report(step, steps, values):
@@ -69,8 +103,8 @@ def run(
         info=info,
         prepare=prepare,
         options=options,
-        train=Batches(splits.train, normalisation, batch_size=options.batch_size, augmentation=options.augmentation),
-        validation=Batches(splits.validation, normalisation, batch_size=64),
+        train=train,
+        validation=Batches(splits.validation, ImageView(splits.validation, normalisation), batch_size=64),
         seed=(0, 0),
         folder=folder,
         masker=masker,
@@ -337,7 +371,7 @@ def test_every_parameter_has_its_state_in_the_checkpoint(splits, tmp_path, optim
         run(splits, tmp_path, options=options, losses="ce + fitnet", window=(0.6, 1.0), stop_after=2)
     tensors, _ = models.read_tensors(tmp_path / "checkpoint.safetensors")
     numbers = [name.split(".")[1] for name in tensors if name.startswith("optimizer.")]
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4)
     parameters = len(list(network.parameters())) + 2  # the adapter's
     assert {number: numbers.count(number) for number in numbers} == {
         str(number): states for number in range(parameters)
@@ -363,11 +397,13 @@ def test_one_step_equals_plain_torch(splits, tmp_path):
         epochs=1, batch_size=1000, learning_rate=0.1, schedule="constant", warmup=0, augmentation=Augmentation(0, False)
     )
     ours, _, _ = run(splits, tmp_path / "ours", options=options)
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0).to(memory_format=torch.channels_last)
-    batches = Batches(splits.train, Normalisation.of(splits.train), batch_size=1000)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0).to(
+        memory_format=torch.channels_last
+    )
+    batches = Batches(splits.train, ImageView(splits.train, Normalisation.of(splits.train)), batch_size=1000)
     batch = next(batches.epoch((0, 0), 0))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    torch.nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
+    torch.nn.functional.cross_entropy(network(batch.inputs), batch.labels).backward()
     optimizer.step()
     for (name, mine), theirs in zip(ours.state_dict().items(), network.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6, msg=name)
@@ -437,9 +473,48 @@ def test_impossible_options_are_refused(options):
 
 def test_narrow_strided_shortcuts_train_in_a_safe_memory_format(splits):
     """oneDNN issue 6035 corrupts memory there, so physically pruned networks must not meet it."""
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4, seed=0)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4, seed=0)
     assert models.training_format(network) == torch.channels_last
     method = pruning.METHODS.build("channels", "test")
     narrow = pruning.prune(network, method, 0.9, images=torch.zeros(2, 3, 16, 16)).network
     assert narrow.stage2[0].shortcut[0].in_channels < 16
     assert models.training_format(narrow) == torch.contiguous_format
+
+
+def test_stored_logits_are_right_when_an_example_occurs_twice_or_never(splits, tmp_path, monkeypatch):
+    """Each occurrence is cropped in its own way, so it has an answer of its own."""
+    found, get = [], distillation.LogitsCache.get
+    monkeypatch.setattr(
+        distillation.LogitsCache, "get", lambda cache, draw: found.append(get(cache, draw)) or found[-1]
+    )
+    order = HalfTwice(len(splits.train))
+    options = replace(OPTIONS, epochs=2, augmentation=Augmentation(3, True))
+    plain, history, _ = run(splits, tmp_path / "plain", options=options, losses="kd", order=order)
+    for time in ("first", "second"):
+        cache = distillation.LogitsCache(tmp_path / "logits.npy", positions=2 * order.positions, classes=4)
+        stored, same, _ = run(splits, tmp_path / time, options=options, losses="kd", order=order, cache=cache)
+        assert same == history
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), stored.parameters(), strict=True))
+    asked = len(found) // 2
+    assert any(logits is None for logits in found[:asked]) and not any(logits is None for logits in found[asked:])
+    steps = order.positions // options.batch_size * options.batch_size
+    written = np.flatnonzero(cache.rows[:, -1].view(np.uint32))
+    assert written.tolist() == [epoch * order.positions + place for epoch in (0, 1) for place in range(steps)]
+
+
+@pytest.mark.parametrize("losses", ["ce", "kd + crd"])
+def test_a_stream_of_repeated_examples_goes_on_with_the_same_bytes(splits, tmp_path, losses):
+    order = HalfTwice(len(splits.train))
+    whole, history, _ = run(splits, tmp_path / "whole", losses=losses, order=order)
+    with pytest.raises(Stopped):
+        run(splits, tmp_path / "cut", losses=losses, order=order, stop_after=2)
+    again, same, _ = run(splits, tmp_path / "cut", losses=losses, order=order)
+    assert same == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    tensors, _ = models.read_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+    for name in ("student", "teacher") if "crd" in losses else ():
+        lengths = tensors[f"objective.adapters.crd.0.{name}_memory"].norm(dim=1)
+        seen = torch.zeros(len(splits.train), dtype=torch.bool)
+        seen[order.occurring] = True
+        assert torch.allclose(lengths[seen], torch.ones(int(seen.sum()))), "remembered rows have length 1"
+        assert (lengths[~seen] - 1).abs().mean() > 0.01, "the others are noise as at the start"

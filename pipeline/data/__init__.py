@@ -1,4 +1,4 @@
-"""Images as arrays: registered datasets, stratified splits, imbalance. Batches of tensors are in `.batches`."""
+"""Examples as arrays: registered datasets, stratified splits, imbalance. Batches of tensors are in `.batches`."""
 
 from pipeline.data.datasets import DATASETS
 from pipeline.data.folder import ImageFolder

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +13,75 @@ import numpy as np
 from pipeline.registry import UserError
 
 
+class MappedRows:
+    """Chosen rows of a memory map, in place of an array [N, ...]: they are read when they are asked for.
+
+    ``rows[...]`` with an index array, a slice or a number gives an ordinary array that holds those rows and no others.
+    """
+
+    def __init__(self, mapped: np.memmap, rows: np.ndarray) -> None:
+        self._mapped, self._rows = mapped, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self._rows), *self._mapped.shape[1:])
+
+    def __getitem__(self, chosen: np.ndarray | slice | int) -> np.ndarray:
+        return np.asarray(self._mapped[self._rows[chosen]])
+
+    def take(self, rows: np.ndarray) -> MappedRows:
+        return MappedRows(self._mapped, self._rows[rows])
+
+
+# How much of the images is looked at at a time, in bytes: what goes over them holds a few times as much.
+CHUNK = 1024**2
+
+
 @dataclass(frozen=True)
 class Split:
     """Some examples of a dataset.
 
-    images: uint8 [N, height, width, channels]; possibly a read-only memory map.
+    inputs: [N, ...]: an array in memory, or rows of a memory map that are read batch by batch. Images are uint8
+    [N, height, width, channels].
     labels: int64 [N].
     ids: int64 [N], the position of each example in the dataset's own training or test part.
     classes: the class names, in label order.
+    groups: further columns by name, int64 [N] each.
     """
 
-    images: np.ndarray
+    inputs: np.ndarray | MappedRows
     labels: np.ndarray
     ids: np.ndarray
     classes: tuple[str, ...]
+    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width), the order in which networks see an image."""
-        height, width, channels = self.images.shape[1:]
-        return channels, height, width
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example, in the order in which networks see it: (channels, height, width) for images."""
+        *rest, last = self.inputs.shape[1:]
+        return (last, *rest)
 
     def take(self, rows: np.ndarray) -> Split:
-        return Split(self.images[rows], self.labels[rows], self.ids[rows], self.classes)
+        """The examples of some rows, int64 or bool. What is a memory map stays one: nothing of it is read."""
+        inputs = self.inputs
+        if isinstance(inputs, np.memmap):
+            inputs = MappedRows(inputs, np.arange(len(inputs)))
+        inputs = inputs.take(rows) if isinstance(inputs, MappedRows) else inputs[rows]
+        groups = {name: column[rows] for name, column in self.groups.items()}
+        return Split(inputs, self.labels[rows], self.ids[rows], self.classes, groups)
+
+    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The inputs in order, about ``CHUNK`` bytes of images at a time, each with its place."""
+        size = max(1, CHUNK // max(1, math.prod(self.inputs.shape[1:])))
+        for start in range(0, len(self), size):
+            place = slice(start, min(start + size, len(self)))
+            yield place, self.inputs[place]
 
 
 @dataclass(frozen=True)
@@ -81,11 +125,11 @@ class Normalisation:
 
     @staticmethod
     def of(split: Split) -> Normalisation:
-        pixels = split.images.shape[0] * split.images.shape[1] * split.images.shape[2]
-        # A histogram per channel is exact and needs no floating-point copy of the images.
-        counts = np.zeros((split.images.shape[3], 256), dtype=np.int64)
-        for start in range(0, len(split), 4096):
-            chunk = split.images[start : start + 4096]
+        """Measured chunk by chunk, exactly: a histogram per channel needs no floating-point copy of the images."""
+        count, height, width, channels = split.inputs.shape
+        pixels = count * height * width
+        counts = np.zeros((channels, 256), dtype=np.int64)
+        for _, chunk in split.chunks():
             for channel in range(counts.shape[0]):
                 counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
         values = np.arange(256) / 255.0
@@ -143,7 +187,7 @@ class Data:
         source = self.dataset.load(root)
         everything, test = source.train, source.test
         labels, classes = everything.labels, everything.classes
-        # Rows are narrowed down first and images copied last, once: they may be a memory map larger than memory.
+        # Rows are narrowed down first and images taken last: those in memory are copied once, a memory map never.
         rows = np.arange(len(everything))
         if test is None:
             tested = stratified(labels, self.dataset.test_share, seed=(self.split_seed, 1))

@@ -18,6 +18,9 @@ from pipeline.registry import UserError
 class MemoryBank(nn.Module):
     """The last embedding of every training example, of student and teacher, and the projections that make them.
 
+    Where an example stands in a batch twice, its last one counts. Examples that the training stream never holds keep
+    their noise, so they are scored against by nobody.
+
     Attributes:
         student_memory, teacher_memory: [examples, width], rows of length about 1; they start as noise.
         student_scale, teacher_scale: the constants Z of the scores, set by the first batch, -1 before.
@@ -31,8 +34,10 @@ class MemoryBank(nn.Module):
         for name in ("student", "teacher"):
             self.register_buffer(f"{name}_memory", torch.empty(examples, width).uniform_(-bound, bound))
             self.register_buffer(f"{name}_scale", torch.tensor(-1.0))
-        # Examples in the order of their class, and where each class starts: derived, so not in the checkpoint.
-        self.register_buffer("order", training.labels.cpu().argsort(stable=True), persistent=False)
+        # Occurring examples in the order of their class, where each class starts: derived, so not in the checkpoint.
+        labels = training.labels.cpu()
+        occurring = torch.arange(examples) if training.occurring is None else training.occurring.cpu()
+        self.register_buffer("order", occurring[labels[occurring].argsort(stable=True)], persistent=False)
         self.register_buffer("counts", training.counts.cpu(), persistent=False)
         self.register_buffer("starts", self.counts.cumsum(0) - self.counts, persistent=False)
 
@@ -56,7 +61,7 @@ class MemoryBank(nn.Module):
         memory, scale = getattr(self, f"{other}_memory"), getattr(self, f"{other}_scale")
         # All examples by one matrix product, then a choice: cheaper than to gather batch x negatives x width numbers.
         logits = (embedding @ memory.to(embedding.dtype).T / temperature).gather(1, picks)
-        first = logits.detach().exp().mean() * len(memory)
+        first = logits.detach().exp().mean() * len(self.order)
         scale = torch.where(scale < 0, first.to(scale.dtype), scale)
         if torch.is_grad_enabled():
             setattr(self, f"{other}_scale", scale)
@@ -66,6 +71,10 @@ class MemoryBank(nn.Module):
         """Moves the rows of a memory towards the embeddings [batch, width] of the examples."""
         memory = getattr(self, f"{name}_memory")
         rows = momentum * memory[ids] + (1 - momentum) * embedding.detach().to(memory.dtype)
+        # An example that stands here twice: both write its last row, since the order of equal writes is anybody's.
+        places = torch.arange(len(ids), device=ids.device)
+        last = torch.zeros(len(memory), dtype=places.dtype, device=ids.device).scatter_reduce(0, ids, places, "amax")
+        rows = rows[last[ids]]
         # Not in place: the backward pass of this step still needs the old memory.
         setattr(self, f"{name}_memory", memory.index_copy(0, ids, F.normalize(rows)))
 

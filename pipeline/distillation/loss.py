@@ -13,7 +13,11 @@ from pipeline.registry import Registry
 
 
 class Labelled(Protocol):
-    """The part of a batch that a loss may read."""
+    """A batch, see `pipeline.data.batches.Batch`; a loss may read labels and ids."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """[batch, ...], what networks take."""
 
     @property
     def labels(self) -> Tensor:
@@ -21,20 +25,30 @@ class Labelled(Protocol):
 
     @property
     def ids(self) -> Tensor:
-        """int64 [batch], the index of each example in the training split."""
+        """int64 [batch], the row of each example in the training split; one may stand here twice."""
+
+    @property
+    def draw(self) -> Tensor:
+        """int64 [batch], the position of each in the training stream; no two share one."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What the trainable parts of a loss may know of the training split: labels int64 [examples], number of classes."""
+    """What the trainable parts of a loss may know of the training split.
+
+    labels: int64 [examples]. classes: how many there are. occurring: int64, the rows that the training stream can hold,
+    each once, ascending; None stands for all.
+    """
 
     labels: Tensor
     classes: int
+    occurring: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
-        """Examples per class, int64 [classes]."""
-        return torch.bincount(self.labels, minlength=self.classes)
+        """Occurring examples per class, int64 [classes]."""
+        labels = self.labels if self.occurring is None else self.labels[self.occurring]
+        return torch.bincount(labels, minlength=self.classes)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Objective(nn.Module):
 
         Args:
             student: the student's outputs for ``batch``, with gradients.
-            batch: images, labels and ids.
+            batch: inputs, labels and ids.
             step: 0 .. steps - 1, counted over the whole training.
             steps: of the whole training.
 
@@ -236,7 +236,7 @@ class Objective(nn.Module):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"teachers[{index}]: cannot read images of shape {list(batch.images.shape[1:])} ({reason}); "
+                f"teachers[{index}]: cannot read images of shape {list(batch.inputs.shape[1:])} ({reason}); "
                 "take one that was trained on the same data"
             ) from error
 

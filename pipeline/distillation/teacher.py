@@ -18,26 +18,26 @@ from pipeline.registry import UserError
 
 
 class LogitsCache:
-    """Logits by (draw, example id), in one memory-mapped file that several runs may share.
+    """Logits by position of the training stream, in one memory-mapped file that several runs may share.
 
-    For training whose batches repeat: where the augmented image is a function of (seed, draw, id), so is the teacher's
-    answer. One file belongs to one teacher and one augmentation stream: share it among the arms of one seed, never
-    across seeds, which would otherwise stop being independent. Each row carries a checksum: one that was not written
-    whole (a machine that stopped, two writers) counts as absent.
+    For training whose batches repeat: where the augmented image is a function of seed and position, so is the teacher's
+    answer; an example that occurs twice in an epoch has two. One file belongs to one teacher and one stream: share it
+    among the arms of one seed, never across seeds, which would otherwise stop being independent. Each row carries a
+    checksum: one that was not written whole (a machine that stopped, two writers) counts as absent.
 
     Args:
         path: the ``.npy`` file; made at its full size if absent, and then what killed processes left half made in its
             folder is removed. That folder also keeps a ``.lock``.
-        draws: how often the training split is drawn, that is the number of epochs.
-        examples, classes: its size and that of the logits; 4 * draws * examples * (classes + 1) bytes are used.
+        positions: of the whole stream, that is epochs times positions of an epoch.
+        classes: the size of the logits; 4 * positions * (classes + 1) bytes are used.
 
     Raises:
         UserError: the file holds another shape, or cannot be read or made.
     """
 
-    def __init__(self, path: Path, *, draws: int, examples: int, classes: int) -> None:
+    def __init__(self, path: Path, *, positions: int, classes: int) -> None:
         self.path = path
-        shape = (draws, examples, classes + 1)  # the last column is the checksum
+        shape = (positions, classes + 1)  # the last column is the checksum
         try:
             if not path.exists():
                 self._make(path, shape)
@@ -52,19 +52,19 @@ class LogitsCache:
         if self.rows.shape != shape or self.rows.dtype != np.float32:
             raise UserError(f"{path}: holds logits of shape {self.rows.shape}, not {shape}; remove the file")
 
-    def get(self, draw: int, ids: Tensor) -> Tensor | None:
-        """float32 [batch, classes] on the CPU, or None unless every one of the rows is there."""
-        rows = self.rows[draw, ids.cpu().numpy()]
+    def get(self, draw: Tensor) -> Tensor | None:
+        """float32 [batch, classes] on the CPU for positions int64 [batch], or None unless every one is there."""
+        rows = self.rows[draw.cpu().numpy()]
         whole = np.array_equal(rows[:, -1].view(np.uint32), _checksums(rows[:, :-1]))
         return torch.from_numpy(rows[:, :-1]) if whole else None
 
-    def put(self, draw: int, ids: Tensor, logits: Tensor) -> None:
-        """Stores float [batch, classes]."""
+    def put(self, draw: Tensor, logits: Tensor) -> None:
+        """Stores float [batch, classes] for positions int64 [batch], no two of them equal."""
         rows = logits.detach().float().cpu().numpy()
-        self.rows[draw, ids.cpu().numpy()] = np.column_stack([rows, _checksums(rows).view(np.float32)])
+        self.rows[draw.cpu().numpy()] = np.column_stack([rows, _checksums(rows).view(np.float32)])
 
     @staticmethod
-    def _make(path: Path, shape: tuple[int, int, int]) -> None:
+    def _make(path: Path, shape: tuple[int, int]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_name(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # gone when the process is, however that ended
@@ -94,7 +94,7 @@ class Teacher:
     Args:
         observer: over a network, best one with folded BatchNorm (``pipeline.folding``). The network is taken over:
             frozen, set to eval mode and reordered in memory.
-        cache: answers from here where it can, which leaves logits only; the batch must then have ``draw: int``.
+        cache: answers from here where it can, which leaves logits only; it is asked by ``batch.draw``.
 
     Attributes:
         logits_only: blocks and embedding are absent.
@@ -110,15 +110,16 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, batch: Labelled) -> Outputs:
-        """What the network shows for ``batch.images``, float [batch, channels, height, width]."""
+        """What the network shows for ``batch.inputs``, float [batch, ...]."""
         if self.cache is None:
-            return self._run(batch.images)
-        logits = self.cache.get(batch.draw, batch.ids)
+            return self._run(batch.inputs)
+        logits = self.cache.get(batch.draw)
         if logits is None:
-            logits = self._run(batch.images).logits
-            self.cache.put(batch.draw, batch.ids, logits)
-        return Outputs(logits.to(batch.images.device), [], logits.new_empty(len(logits), 0))
+            logits = self._run(batch.inputs).logits
+            self.cache.put(batch.draw, logits)
+        return Outputs(logits.to(batch.inputs.device), [], logits.new_empty(len(logits), 0))
 
-    def _run(self, images: Tensor) -> Outputs:
+    def _run(self, inputs: Tensor) -> Outputs:
         self.runs += 1
-        return self.observer(images.contiguous(memory_format=torch.channels_last))
+        images = inputs.ndim == 4
+        return self.observer(inputs.contiguous(memory_format=torch.channels_last) if images else inputs)

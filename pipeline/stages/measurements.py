@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import bias, inference, predictions, pruning, similarity
-from pipeline.data.batches import Batches
+from pipeline.data.batches import Batches, ImageView
 from pipeline.files import write_atomically
 from pipeline.models import Observer
 from pipeline.predictions import Predictions
@@ -47,7 +47,7 @@ class Predict(Stage):
         dense = self.network.dense
         test = load_splits(dense.data, context.data_root).test
         size = dense.fit.evaluation_batch_size
-        batches = Batches(test, stored.normalisation, batch_size=size, device=context.device)
+        batches = Batches(test, ImageView(test, stored.normalisation, device=context.device), batch_size=size)
         logits = inference.predict(stored.network, batches)
         predictions.write(folder, logits, test.labels, test.ids, test.classes)
 
@@ -144,7 +144,9 @@ class Similarity(Stage):
             split = load_splits(stage.dense.data, context.data_root).validation
             # The same examples for both: an equal share of each class comes of drawing without replacement.
             rows = np.sort(np.random.default_rng(0).permutation(len(split))[: self.examples])
-            batches = Batches(split.take(rows), stored.normalisation, batch_size=len(rows), device=context.device)
+            split = split.take(rows)
+            view = ImageView(split, stored.normalisation, device=context.device)
+            batches = Batches(split, view, batch_size=len(rows))
             with Observer(stored.network, stored.info.blocks, stored.info.classifier) as observer:
                 found.append(inference.observe(observer, batches))
         # Two dense networks are a pair of the floor.

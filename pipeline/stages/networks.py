@@ -16,10 +16,10 @@ from torch import nn
 
 from pipeline import distillation, models, pruning, training
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
-from pipeline.data.batches import Batch, Batches
+from pipeline.data.batches import Batch, Batches, ImageView, UniformOrder
 from pipeline.files import write_atomically, written_aside
 from pipeline.folding import fold_batchnorm
-from pipeline.models import NetworkInfo, Observer
+from pipeline.models import Network, NetworkInfo, Observer
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage
 from pipeline.table import read_rows, write_rows
@@ -83,10 +83,10 @@ def pruning_examples(data: Data, context: Context, normalisation: Normalisation,
     """What data-driven criteria look at. Drawn: the training split itself is sorted by class in some datasets."""
     train = load_splits(data, context.data_root).train
     rows = np.random.default_rng((seed, 7)).permutation(len(train))[:count]
-    batch = next(Batches(train.take(rows), normalisation, batch_size=count).in_order())
+    drawn = train.take(rows)
+    batch = next(Batches(drawn, ImageView(drawn, normalisation), batch_size=count).in_order())
     # Contiguous, because criteria differentiate: see models.training_format.
-    images = batch.images.clone(memory_format=torch.contiguous_format)
-    return replace(batch, images=images)
+    return replace(batch, inputs=batch.inputs.clone(memory_format=torch.contiguous_format))
 
 
 def write_size(folder: Path, network: nn.Module, *, dense: nn.Module, method: pruning.Method) -> None:
@@ -111,14 +111,14 @@ class Train(Stage):
 
     data: Data
     identity: str  # of the dataset's contents, where the options do not name them
-    network: str
+    network: Network
     fit: training.Fit
     seed: int
     keep_epochs: tuple[int, ...] = ()  # early weights that pruning rewinds to
     threads: int = 1
 
     def label(self) -> str:
-        return f"train {self.network} · seed {self.seed}"
+        return f"train {self.network.title} · seed {self.seed}"
 
     @property
     def dense(self) -> Train:
@@ -184,7 +184,7 @@ class Prune(Stage):
             stored.network,
             self.method,
             self.schedule.at(0, self.sparsity),
-            images=batch.images,
+            images=batch.inputs,
             labels=batch.labels,
             seed=self.seed,
             previous=stored.masks or None,
@@ -206,7 +206,7 @@ class Prune(Stage):
             method=self.method,
             sparsity=self.sparsity,
             schedule=self.schedule,
-            images=batch.images,
+            images=batch.inputs,
             labels=batch.labels,
             seed=self.seed,
         )
@@ -320,15 +320,15 @@ class Recover(Stage):
     def _cache(self, context: Context, teacher: Train, splits: Splits) -> distillation.LogitsCache:
         """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
         fit, data = self.fit, self.dense
-        images = (data.data, data.identity, fit.epochs, fit.batch_size, fit.augmentation)
+        order = UniformOrder(len(splits.train))
+        images = (data.data, data.identity, order, fit.epochs, fit.batch_size, fit.augmentation)
         processor = torch.backends.cpu.get_cpu_capability()
         arithmetic = (fit.precision, context.device, self.threads, processor, torch.__version__)
         digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
         name = f"{teacher.key}-{'-'.join(map(str, self.stream))}-{digest}.npy"
         return distillation.LogitsCache(
             context.data_root / "logits" / name,
-            draws=fit.epochs,
-            examples=len(splits.train),
+            positions=fit.epochs * order.positions,
             classes=len(splits.train.classes),
         )
 
@@ -342,7 +342,7 @@ def reinitialised(stored: StoredNetwork, seed: int) -> StoredNetwork:
     """
     info = stored.info
     drawn = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
-    network = models.build(info.name, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
+    network = models.build(info.network, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
     if info.removed:
         pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
     pruning.apply_masks(network, stored.masks)
@@ -377,7 +377,8 @@ def load_teacher(
             )
     network = fold_batchnorm(stored.network, torch.zeros(2, *stored.info.input_shape)).to(context.device)
     size = stage.fit.evaluation_batch_size
-    batches = Batches(validation, stored.normalisation, batch_size=size, device=context.device)
+    view = ImageView(validation, stored.normalisation, device=context.device)
+    batches = Batches(validation, view, batch_size=size)
     found = training.evaluate(network, batches)
     recorded = float(read_rows(folder / "history.csv")[-1]["validation_accuracy"])
     if abs(found - recorded) > TEACHER_TOLERANCE:
@@ -410,14 +411,15 @@ def _fit(
     """Trains in place and writes ``history.csv``, one row per epoch; returns what the manifest keeps of its cost."""
     normalisation = Normalisation(info.mean, info.std)
     fit = stage.fit
-    options = {"device": context.device}
-    train = Batches(splits.train, normalisation, batch_size=fit.batch_size, augmentation=fit.augmentation, **options)
-    validation = Batches(splits.validation, normalisation, batch_size=fit.evaluation_batch_size, **options)
+    view = ImageView(splits.train, normalisation, augmentation=fit.augmentation, device=context.device)
+    train = Batches(splits.train, view, batch_size=fit.batch_size)
+    view = ImageView(splits.validation, normalisation, device=context.device)
+    validation = Batches(splits.validation, view, batch_size=fit.evaluation_batch_size)
 
     def prepare(outputs: models.Outputs, batch: Batch) -> distillation.Objective:
         made = distillation.Objective(losses, seed=stage.seed, **(objective or {}))
-        labels = torch.from_numpy(splits.train.labels)
-        made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes)))
+        labels, occurring = torch.from_numpy(splits.train.labels), torch.from_numpy(train.order.occurring)
+        made.prepare(outputs, batch, distillation.TrainingSet(labels, len(info.classes), occurring))
         return made
 
     history, seconds = training.fit(
@@ -442,7 +444,7 @@ def _fit(
 
 
 @cache
-def check_images(network: str, data: Data, data_root: Path) -> None:
+def check_images(network: Network, data: Data, data_root: Path) -> None:
     """Raises UserError for a network that does not take the images."""
     split = load_splits(data, data_root).train
     models.build(network, input_shape=split.input_shape, classes=len(split.classes))
@@ -450,7 +452,7 @@ def check_images(network: str, data: Data, data_root: Path) -> None:
 
 @cache
 def check_reachable(
-    network: str, data: Data, method: pruning.Method, sparsity: float, schedule: pruning.Schedule, data_root: Path
+    network: Network, data: Data, method: pruning.Method, sparsity: float, schedule: pruning.Schedule, data_root: Path
 ) -> None:
     """Raises UserError for a sparsity that cannot be reached."""
     split = load_splits(data, data_root).train
@@ -460,8 +462,8 @@ def check_reachable(
 
 @cache
 def check_objective(
-    network: str,
-    teachers: Sequence[str],
+    network: Network,
+    teachers: Sequence[Network],
     losses: tuple[distillation.Loss, ...],
     window: tuple[float, float],
     fit: training.Fit,
@@ -478,14 +480,14 @@ def check_objective(
     classes = len(split.classes)
     images = torch.randn(4, *split.input_shape, generator=torch.Generator().manual_seed(0))
 
-    def observer(name: str) -> Observer:
-        built = models.build(name, input_shape=split.input_shape, classes=classes).eval()
+    def observer(network: Network) -> Observer:
+        built = models.build(network, input_shape=split.input_shape, classes=classes).eval()
         return Observer(built, *models.find_blocks(built, split.input_shape))
 
     ids = torch.arange(4)
-    batch = Batch(images, ids % classes, ids, draw=0)
+    batch = Batch(images, ids % classes, ids, draw=ids)
     objective = distillation.Objective(
-        losses, [distillation.Teacher(observer(name)) for name in teachers], window=window
+        losses, [distillation.Teacher(observer(teacher)) for teacher in teachers], window=window
     )
     with torch.no_grad():
         shown = observer(network)(images)

@@ -157,7 +157,7 @@ class Report(Stage):
     def _with_run(self, rows: Sequence[Row], place: Place, reached: dict[int | None, float]) -> list[Row]:
         """The rows with the columns of their run in front."""
         first = self.dense[0]
-        shared = {"dataset": first.data.dataset.name, "network": first.network}
+        shared = {"dataset": first.data.dataset.name, "network": first.network.title}
         named = dict(zip(("pruning", "sparsity_asked", "recovery"), place, strict=True))
         return [{**row, **shared, **named, "sparsity_reached": reached.get(row["seed"])} for row in rows]
 
