@@ -23,7 +23,7 @@ from pipeline.registry import Registry
 from pipeline.report import catalogue, words
 from pipeline.report.figures import plain
 from pipeline.report.words import number
-from pipeline.similarity import SUMMARY_LAYER
+from pipeline.similarities import SUMMARY_LAYER
 from pipeline.statistics import compare
 from pipeline.table import RUN, measured, read_long, select
 
@@ -424,11 +424,11 @@ def test_hostile_names_stay_text(registries, tmp_path):
 
 
 def test_an_audit_page_is_built_from_the_same_frame(registries):
-    from pipeline import audit
+    from pipeline import auditing
 
     classes = ("<script>alert(1)</script>", "<b>", "c", "d")
     result = audited([predictions(0, 0.3, classes)], [predictions(1, 0.4, classes)])
-    page = audit.page(result, "<script>alert(2)</script>")
+    page = auditing.page(result, "<script>alert(2)</script>")
     assert "<script>alert" not in page and page.count("<script>") == 1 and page.count('<circle class="c') == 4
     rows = [row for row in text_of(page) if row and row[0] in classes]
     assert len(rows) == 4
@@ -438,7 +438,7 @@ def test_an_audit_page_is_built_from_the_same_frame(registries):
 
 
 def test_a_headline_measure_stands_on_the_audit_page(registries):
-    from pipeline import audit
+    from pipeline import auditing
 
     @registries.bias.register("flipped")
     @dataclass(frozen=True)
@@ -448,7 +448,7 @@ def test_a_headline_measure_stands_on_the_audit_page(registries):
     dense, pruned = predictions(0, 0.3), predictions(1, 0.4)
     groups = np.arange(240) % 2
     result = bias.audit(references=dense, candidates=pruned, groups=groups, group_names=("n", "s"), resamples=100)
-    page = audit.page(result, "dense")
+    page = auditing.page(result, "dense")
     cards = re.findall(r'class="card"><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span>', page)
     assert [card[0] for card in cards] == ["Accuracy", "CEV", "SDE", "Flips", "Classes used"]
     before, after = (100 * np.mean(each.predictions == each.labels) for each in (dense, pruned))

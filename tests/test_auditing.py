@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline import audit, bias
+from pipeline import auditing, bias
 from pipeline.registry import UserError
 
 NAMES = ("cat", "dog", "<script>alert(1)</script>")
@@ -48,8 +48,8 @@ def table(folder, name, scores, groups=None):
 
 def run(*words):
     parser = argparse.ArgumentParser()
-    audit.add_arguments(parser)
-    return audit.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
+    auditing.add_arguments(parser)
+    return auditing.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
 
 
 def result_of(capsys, *words):
@@ -203,12 +203,12 @@ def test_trials_are_counted_and_classes_named_for_what_they_are(files, capsys):
     candidates = [bias.Predictions.from_logits(LABELS, logits(seed, 0.4)) for seed in (2, 3)]
     result = bias.audit(references=references, candidates=candidates, resamples=100)
     text = "2 to 3 of 3 classes by trial, 2 of 3 classes in every trial"
-    assert audit.classes_used(result) == text and text in audit.page(result, "dense")
+    assert auditing.classes_used(result) == text and text in auditing.page(result, "dense")
 
 
 def test_help_states_each_default_once(capsys):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    audit.add_arguments(parser)
+    auditing.add_arguments(parser)
     assert parser.format_help().count("2000") == 1
 
 
@@ -257,7 +257,7 @@ def test_bad_groups_and_outputs(files, tmp_path):
 
 def test_neither_module_imports_what_it_does_not_need():
     code = (
-        "import sys, pipeline.bias, pipeline.audit, pipeline.predictions; "
+        "import sys, pipeline.bias, pipeline.auditing, pipeline.predictions; "
         "print([name for name in ('torch', 'pandas', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
