@@ -2,23 +2,20 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, SMOKE, made_up_logits
 
 import pipeline
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
 
-ROOT = Path(__file__).parents[1]
-SMOKE = ROOT / "configs" / "smoke.yaml"
 NAMES = ["audit", "cev", "prune", "rates", "sde", "similarity", "study"]
 
-generator = np.random.default_rng(0)
-LABELS = generator.integers(0, 3, 600)
-DENSE, AGAIN, PRUNED = (generator.normal(size=(600, 3)) + 2 * np.eye(3)[LABELS] for _ in range(3))
+LABELS = np.random.default_rng(0).integers(0, 3, 600)
+DENSE, AGAIN, PRUNED = (made_up_logits(LABELS, seed) for seed in (1, 2, 3))
 
 
 def test_exactly_these_names():
