@@ -19,7 +19,7 @@ from pipeline import bias, data, distillation, experiment, models, pruning, simi
 from pipeline.registry import FOREIGN
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
 GENERATOR = runpy.run_path(str(ROOT / "docs" / "generate.py"))
 REGISTRIES = {
     "docs/measures.md": (bias.MEASURES, similarities.SIMILARITIES),
@@ -233,7 +233,7 @@ def test_every_study_is_named():
 
 def test_every_page_is_reached_from_the_readme():
     readme = text_of(ROOT / "README.md")
-    assert not [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme]
+    assert not [page.name for page in PAGES[1:] if f"({page.relative_to(ROOT)})" not in readme]
     assert len(readme.splitlines()) <= 110
 
 
