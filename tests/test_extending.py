@@ -12,6 +12,8 @@ from pipeline import bias, similarities
 from pipeline.__main__ import main
 from pipeline.table import read_long, select
 
+pytestmark = pytest.mark.slow
+
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 
 
