@@ -21,7 +21,7 @@ VERBS = train prune recover latency predict score similarity correlate report pl
 LOCK = $(if $(shell command -v flock),flock $(VENV).lock)
 LINT = --line-length 120 --select E,F,I,B,UP,SIM,C4 --ignore E741
 
-.PHONY: all $(VERBS) dashboard audit test lint bench clean-environment help
+.PHONY: all $(VERBS) dashboard audit test quick lint docs bench clean-environment help
 .DEFAULT_GOAL := help
 
 all: $(VENV)/ready
@@ -39,8 +39,14 @@ audit: $(VENV)/ready
 test: $(VENV)/ready-test lint
 	@$(VENV)/bin/python -m pytest -q
 
+quick: $(VENV)/ready-test
+	@$(VENV)/bin/python -m pytest -q -m "not slow and not gpu"
+
 lint: $(VENV)/ready-test
-	@$(VENV)/bin/ruff check $(LINT) pipeline tests benchmarks
+	@$(VENV)/bin/ruff check $(LINT) pipeline tests benchmarks docs
+
+docs: $(VENV)/ready
+	@$(VENV)/bin/python docs/generate.py
 
 bench: $(VENV)/ready-test
 	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(VENV)/bin/python $$file || exit 1; done
@@ -64,6 +70,8 @@ clean-environment:
 help:
 	@echo "make all SPARSITY=0.9        run the study; prints the table and where report and dashboard are"
 	@echo "make test                    lint and tests"
+	@echo "make quick                   the tests that are not slow: under a minute on two cores"
+	@echo "make docs                    the generated parts of docs/, from registries and schema"
 	@echo "make dashboard               TensorBoard on 127.0.0.1"
 	@echo "make audit REFERENCE=dense.npz CANDIDATE=pruned.npz"
 	@echo "make bench                   measurements against peers"

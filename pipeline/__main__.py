@@ -39,7 +39,7 @@ DEFAULT_CONFIG = Path("configs/mnist5k.yaml")
 
 
 def parser() -> argparse.ArgumentParser:
-    from pipeline import audit  # light: neither this module nor audit loads torch
+    from pipeline import auditing  # light: neither this module nor auditing loads torch
 
     top = argparse.ArgumentParser(
         prog="python -m pipeline",
@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     verb = add(
         "audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz"
     )
-    audit.add_arguments(verb)
+    auditing.add_arguments(verb)
     return top
 
 
@@ -112,9 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         chosen = parser().parse_args(arguments)
         if chosen.verb == "audit":
-            from pipeline import audit
+            from pipeline import auditing
 
-            return audit.main(chosen)
+            return auditing.main(chosen)
         if chosen.verb == "export":
             return export(chosen)
         if chosen.verb == "dashboard":

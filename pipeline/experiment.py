@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from pipeline import bias, distillation, models, pruning, similarity
+from pipeline import bias, distillation, models, pruning, similarities
 from pipeline.data import DATASETS, Data
 from pipeline.registry import UserError, build, nearest
 from pipeline.stage import Stage
@@ -548,10 +548,10 @@ def plan(study: Study, data_root: Path) -> Plan:
     dense = tuple(Reference(study.network, study.train, study.seeds).stages(first))
     references = tuple(Predict(network) for network in dense)
     floor = Floor(references, tuple(bias.MEASURES[name]() for name in bias.MEASURES), study.smoothing)
-    similarities = tuple(similarity.SIMILARITIES[name]() for name in similarity.SIMILARITIES)
+    alike = tuple(similarities.SIMILARITIES[name]() for name in similarities.SIMILARITIES)
 
     def similar(reference: Train, candidate: Train | Prune | Recover) -> Similarity:
-        return Similarity(reference, candidate, similarities, study.similarity_examples)
+        return Similarity(reference, candidate, alike, study.similarity_examples)
 
     # Sparsity 0 is recovered in the same ways: what training longer does by itself.
     origins = [(None, 0.0), *((one, sparsity) for one in study.prunings for sparsity in study.sparsities)]

@@ -14,12 +14,13 @@ ROWS = (
     ("files",),
     ("stage", "table"),
     ("store", "predictions", "data", "models", "folding", "efficiency"),
-    ("statistics", "training", "pruning", "distillation", "inference", "similarity", "progress", "plans"),
+    ("statistics", "training", "pruning", "distillation", "inference", "similarities", "progress", "plans"),
     ("bias", "executors"),
     ("report",),
-    ("audit", "publication"),
+    ("auditing", "publication"),
     ("stages", "housekeeping"),
     ("experiment", "export", "server"),
+    ("studies",),
     ("__main__",),
 )
 LAYERS = {name: layer for layer, row in enumerate(ROWS) for name in row}
@@ -62,7 +63,7 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     "module",
     [
-        *("pipeline.bias", "pipeline.data", "pipeline.audit", "pipeline.__main__", "pipeline.predictions"),
+        *("pipeline.bias", "pipeline.data", "pipeline.auditing", "pipeline.__main__", "pipeline.predictions"),
         *("pipeline.statistics", "pipeline.store", "pipeline.plans", "pipeline.executors", "pipeline.publication"),
         "pipeline.report",
     ],

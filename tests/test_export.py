@@ -13,6 +13,8 @@ from pipeline.__main__ import main
 from pipeline.files import sha256_of
 from pipeline.registry import UserError
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (3, 16, 16)
 
 

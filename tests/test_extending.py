@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import bias, similarity
+from pipeline import bias, similarities
 from pipeline.__main__ import main
 from pipeline.table import read_long, select
+
+pytestmark = pytest.mark.slow
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 
@@ -28,9 +30,9 @@ def register():
         def value(self, sums):
             return (sums["first"] / sums["examples"])[..., 0]
 
-    @similarity.SIMILARITIES.register("mean_agreement")
+    @similarities.SIMILARITIES.register("mean_agreement")
     @dataclass(frozen=True)
-    class MeanAgreement(similarity.SimilarityMeasure):
+    class MeanAgreement(similarities.SimilarityMeasure):
         title, source, unit = "Agreement of mean activations", "this test", "correlation"
 
         def between(self, pairs):
@@ -50,7 +52,7 @@ def report(tmp_path_factory):
         arguments = ["run", "--config", str(SMOKE), "--results", str(results), "workers=1", "recoveries=[none,kd]"]
         assert main([*arguments, "train.epochs=2", "resamples=100", "data.examples=240"]) == 0
     finally:
-        del bias.MEASURES._classes[MEASURE], similarity.SIMILARITIES._classes[SIMILARITY]
+        del bias.MEASURES._classes[MEASURE], similarities.SIMILARITIES._classes[SIMILARITY]
     return results / "reports" / "smoke"
 
 
@@ -75,7 +77,7 @@ def test_in_the_long_table_with_the_numbers_of_the_stored_predictions(report):
     assert whole["low"] <= whole["value"] <= whole["high"]
     assert len(select(rows, kind="floor", measure=MEASURE)) == 3, "two ordered pairs and their mean"
     layers = [row["layer"] for row in select(rows, kind="similarity", measure=SIMILARITY, recovery="kd", seed=0)]
-    assert set(layers) == {similarity.SUMMARY_LAYER, "block1", "block2", "block3", "embedding"}
+    assert set(layers) == {similarities.SUMMARY_LAYER, "block1", "block2", "block3", "embedding"}
 
 
 def test_in_the_wide_tables_and_on_the_page(report):

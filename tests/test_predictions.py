@@ -6,6 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import made_up_logits, save, write
 
 from pipeline import predictions
 from pipeline.registry import UserError
@@ -15,21 +16,7 @@ NAMES = ("cat", "dog", "Zebra ä")
 
 
 def logits(seed, wrong=0.3):
-    generator = np.random.default_rng(seed)
-    answers = np.where(generator.random(len(LABELS)) < wrong, generator.integers(0, 3, len(LABELS)), LABELS)
-    scores = generator.normal(size=(len(LABELS), 3)).astype(np.float32)
-    scores[np.arange(len(LABELS)), answers] += 4
-    return scores
-
-
-def save(folder, name, **arrays):
-    np.savez(folder / name, **arrays)
-    return str(folder / name)
-
-
-def write(folder, name, text):
-    (folder / name).write_text(text, encoding="utf-8")
-    return str(folder / name)
+    return made_up_logits(LABELS, seed, wrong)
 
 
 def test_what_is_written_is_read(tmp_path):

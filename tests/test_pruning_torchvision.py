@@ -12,6 +12,8 @@ from pipeline.pruning import METHODS, measure, prune, replay
 from pipeline.pruning.size import count_macs
 from pipeline.registry import UserError
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = ["resnet18", "vgg16_bn", "mobilenet_v3_small", "wide_resnet", "vit"]
 
 

@@ -18,6 +18,8 @@ from pipeline.stages.networks import load_teacher
 from pipeline.store import StageFailed, Store
 from pipeline.table import read_rows, write_rows
 
+pytestmark = pytest.mark.slow
+
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
 

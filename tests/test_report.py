@@ -23,7 +23,7 @@ from pipeline.registry import Registry
 from pipeline.report import catalogue, words
 from pipeline.report.figures import plain
 from pipeline.report.words import number
-from pipeline.similarity import SUMMARY_LAYER
+from pipeline.similarities import SUMMARY_LAYER
 from pipeline.statistics import compare
 from pipeline.table import RUN, measured, read_long, select
 
@@ -207,6 +207,7 @@ def test_fixed_digits_and_fewer():
     assert number(12345.678, decimals=1) == "12,345.7" and number(0.01234, 2) == "0.012" and number(None, 2) == "–"
 
 
+@pytest.mark.slow
 def test_wide_table_holds_the_long_one(finished):
     arguments, found = finished
     columns = list(found.runs[0])
@@ -303,6 +304,7 @@ def test_files_hold_the_audits(finished):
     assert "http" not in found.page.replace("http-equiv", "")
 
 
+@pytest.mark.slow
 def test_correlations_are_shown_also_as_text_of_a_file(finished, registries, tmp_path):
     arguments, found = finished
     lines = [row for row in text_of(found.page) if row[0].startswith("CKA, ") and len(row) == 6]
@@ -347,6 +349,7 @@ def test_curves_are_drawn_and_listed(finished):
 # ---------------------------------------------------------------------------------------------- new measures
 
 
+@pytest.mark.slow
 def test_a_new_measure_stands_everywhere(registries, tmp_path):
     @registries.bias.register("lost_share")
     @dataclass(frozen=True)
@@ -389,6 +392,7 @@ def test_a_new_measure_stands_everywhere(registries, tmp_path):
     assert ["overlap, " + SUMMARY_LAYER, "lost"] in [row[:2] for row in text_of(found.page)]
 
 
+@pytest.mark.slow
 def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path):
     arguments = build(seeds=2)
     for row in [row for row in arguments["rows"] if row["kind"] == "size" and row["measure"] == "bytes"]:
@@ -403,6 +407,7 @@ def test_a_measure_of_another_process_is_shown_by_its_rows(registries, tmp_path)
 # ---------------------------------------------------------------------------------------------- names and gaps
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_text(registries, tmp_path):
     bad = "<script>alert(1)</script>"
     cells = [
@@ -424,11 +429,11 @@ def test_hostile_names_stay_text(registries, tmp_path):
 
 
 def test_an_audit_page_is_built_from_the_same_frame(registries):
-    from pipeline import audit
+    from pipeline import auditing
 
     classes = ("<script>alert(1)</script>", "<b>", "c", "d")
     result = audited([predictions(0, 0.3, classes)], [predictions(1, 0.4, classes)])
-    page = audit.page(result, "<script>alert(2)</script>")
+    page = auditing.page(result, "<script>alert(2)</script>")
     assert "<script>alert" not in page and page.count("<script>") == 1 and page.count('<circle class="c') == 4
     rows = [row for row in text_of(page) if row and row[0] in classes]
     assert len(rows) == 4
@@ -438,7 +443,7 @@ def test_an_audit_page_is_built_from_the_same_frame(registries):
 
 
 def test_a_headline_measure_stands_on_the_audit_page(registries):
-    from pipeline import audit
+    from pipeline import auditing
 
     @registries.bias.register("flipped")
     @dataclass(frozen=True)
@@ -448,7 +453,7 @@ def test_a_headline_measure_stands_on_the_audit_page(registries):
     dense, pruned = predictions(0, 0.3), predictions(1, 0.4)
     groups = np.arange(240) % 2
     result = bias.audit(references=dense, candidates=pruned, groups=groups, group_names=("n", "s"), resamples=100)
-    page = audit.page(result, "dense")
+    page = auditing.page(result, "dense")
     cards = re.findall(r'class="card"><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span>', page)
     assert [card[0] for card in cards] == ["Accuracy", "CEV", "SDE", "Flips", "Classes used"]
     before, after = (100 * np.mean(each.predictions == each.labels) for each in (dense, pruned))
@@ -489,6 +494,7 @@ def test_two_seeds_are_no_floor_to_rely_on(registries, tmp_path):
     assert "this is the floor" in found.page and "no floor to rely on" in found.page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 5.0, -3.0, None])
 def test_a_measure_that_is_the_same_everywhere(registries, tmp_path, value):
     arguments = build(latency=False, similarities=())
@@ -506,6 +512,7 @@ def test_a_measure_that_is_the_same_everywhere(registries, tmp_path, value):
         assert not any(line["cev_above"] for line in found.summary["lines"])
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_bytes(finished, registries, tmp_path):
     contents = []
     for folder in (finished[1].folder, written(tmp_path / "b", build(curves=CURVES)).folder):

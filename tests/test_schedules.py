@@ -19,6 +19,8 @@ from pipeline.stages import Prune, Recover, Train, load_network, load_splits
 from pipeline.stages.networks import rewind
 from pipeline.store import Store
 
+pytestmark = pytest.mark.slow
+
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 SHORT = ["seeds=1", "data.examples=240", "train.epochs=2", "recover.epochs=2", "recoveries=[finetune]"]
 

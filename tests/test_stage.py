@@ -60,11 +60,6 @@ class Refusing(Stage):
         raise UserError("it diverged; lower the rate")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "results")
-
-
 def context(store):
     return Context(store, store.root)
 

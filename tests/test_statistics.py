@@ -113,6 +113,7 @@ def test_missing_values_leave_their_seed_out():
     assert row["value"] == pytest.approx((1 / 2 * 1 / 3 * 8 / 9) ** (1 / 3))
 
 
+@pytest.mark.slow
 def test_noise_is_called_a_difference_no_more_often_than_promised():
     """200 studies of five equal recoveries: any difference at all found in at most about 5 % of them."""
     generator = np.random.default_rng(1)

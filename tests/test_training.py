@@ -114,6 +114,7 @@ def run(
     return network, history, masker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -237,6 +238,7 @@ def test_the_checksum_is_over_all_that_is_said():
     assert training._checksum(dict(reversed(one.items())), {"epoch": "1"}) == sums[0]
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_of_a_checkpoint_goes_unnoticed(checkpoint):
     content, draw = checkpoint.content, random.Random(0)
     header = 8 + int.from_bytes(content[:8], "little")
@@ -259,6 +261,7 @@ def test_no_truncated_or_extended_checkpoint_goes_unnoticed(checkpoint):
     assert "no safetensors file" in checkpoint.damage(content + b"\0")
 
 
+@pytest.mark.slow
 def test_no_missing_or_foreign_tensor_of_a_checkpoint_goes_unnoticed(checkpoint):
     for name in checkpoint.after:
         for sealed in (False, True):
@@ -338,6 +341,7 @@ def test_a_list_of_kept_weights_that_cannot_be_is_noticed(checkpoint, kept):
     assert "its list of kept weights " in checkpoint.rewritten(change, sealed=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["epoch0.safetensors", "epoch1.safetensors"])
 def test_weights_kept_before_an_interruption_are_checked(splits, tmp_path, name):
     """The store takes the checksums of a stage's files at its end, too late for what was damaged on the way."""
@@ -433,6 +437,7 @@ def test_it_learns(splits, tmp_path):
     assert history[-1]["validation_accuracy"] > 0.6
 
 
+@pytest.mark.slow
 def test_adamw_and_bfloat16_run_and_resume(splits, tmp_path):
     options = Fit(epochs=2, batch_size=64, optimizer="adamw", learning_rate=1e-3, precision="bfloat16")
     whole, _, _ = run(splits, tmp_path / "whole", options=options)

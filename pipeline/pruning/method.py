@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -188,7 +188,7 @@ def refuse_sparsity(sparsity: float) -> None:
 
 def prune(
     network: nn.Module,
-    method: Method,
+    method: Method | str | Mapping[str, Any],
     sparsity: float,
     *,
     images: Tensor | None = None,
@@ -204,6 +204,7 @@ def prune(
     counted against the dense network.
 
     Args:
+        method: itself, its name, or a mapping of name and options as in a configuration.
         sparsity: share of the prunable weights to remove, in [0, 1); see :func:`prunable`.
         images: [batch, channels, height, width] normalised examples. Needed by data-driven criteria, by filter masks
             (to find each filter's BatchNorm) and by physical removal (to trace the network).
@@ -214,9 +215,11 @@ def prune(
             round's removals only: append them to the earlier ones for :func:`replay`.
 
     Raises:
-        UserError: the sparsity cannot be reached, nothing is prunable, or examples are missing.
+        UserError: an unknown method, the sparsity cannot be reached, nothing is prunable, or examples are missing.
     """
     refuse_sparsity(sparsity)
+    if not isinstance(method, Method):
+        method = METHODS.build(method, "method")
     result = copy_network(network)
     device = next(result.parameters()).device
     examples = Examples(images, labels, seed).to(device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.bias import MEASURES
 from pipeline.pruning.size import QUANTITIES
-from pipeline.similarity import SIMILARITIES
+from pipeline.similarities import SIMILARITIES
 from pipeline.table import Row
 
 

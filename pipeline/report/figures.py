@@ -13,7 +13,7 @@ from pipeline.files import written_aside
 from pipeline.report.catalogue import Shown
 from pipeline.report.tables import Network, Study
 from pipeline.report.words import name_of, number
-from pipeline.similarity import SUMMARY_LAYER
+from pipeline.similarities import SUMMARY_LAYER
 from pipeline.table import grouped, select
 
 if TYPE_CHECKING:

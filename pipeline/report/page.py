@@ -79,7 +79,7 @@ def _title(title: tuple[str, float, str]) -> str:
 
 def _correlations(study: Study, rows: Sequence[Mapping[str, Any]]) -> tuple[list[list[str]], list[list[str]]]:
     """Cells of the table of correlations: headline similarity, in the summary layer, with headline bias; all others."""
-    from pipeline.similarity import SUMMARY_LAYER
+    from pipeline.similarities import SUMMARY_LAYER
 
     names = {shown.measure: shown for shown in study.shown}
     first, rest = [], []

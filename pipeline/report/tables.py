@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import statistics
 from pipeline.report.catalogue import Shown, catalogue, headline_of, registered
 from pipeline.report.words import NOTHING, beyond, notes, number, plus_minus, sentences, span
-from pipeline.similarity import SUMMARY_LAYER
+from pipeline.similarities import SUMMARY_LAYER
 from pipeline.table import RUN, Row, grouped, write_long, write_rows
 
 Title = tuple[str, float, str]  # pruning, sparsity asked, recovery

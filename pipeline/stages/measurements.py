@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from pipeline import bias, inference, predictions, pruning, similarity
+from pipeline import bias, inference, predictions, pruning, similarities
 from pipeline.data.batches import Batches, ImageView
 from pipeline.files import write_atomically
 from pipeline.models import Observer
@@ -22,7 +22,7 @@ from pipeline.table import measured, read_long, write_long, write_rows
 ROWS = "rows.csv"
 
 
-def _said(measure: type[bias.Measure] | similarity.SimilarityMeasure) -> dict[str, str]:
+def _said(measure: type[bias.Measure] | similarities.SimilarityMeasure) -> dict[str, str]:
     """The columns of a row that say how to read its value."""
     return {"unit": measure.unit, "better": measure.better}
 
@@ -125,7 +125,7 @@ class Similarity(Stage):
 
     reference: Train
     candidate: Train | Prune | Recover
-    measures: tuple[similarity.SimilarityMeasure, ...]
+    measures: tuple[similarities.SimilarityMeasure, ...]
     examples: int = 1000
 
     @property
@@ -157,7 +157,7 @@ class Similarity(Stage):
             [
                 measured(kind, measure.name, value, layer=layer, reference_layer=layer, **seeds, **_said(measure))
                 for measure in self.measures
-                for layer, value in similarity.by_layer(measure, *found).items()
+                for layer, value in similarities.by_layer(measure, *found).items()
             ],
         )
 

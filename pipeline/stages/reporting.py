@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline import efficiency, pruning, report, similarity, statistics
+from pipeline import efficiency, pruning, report, similarities, statistics
 from pipeline.data import steps_per_epoch
 from pipeline.stage import Context, Stage
 from pipeline.stages.measurements import ROWS, Floor, Latency, Score, Similarity
@@ -206,9 +206,9 @@ class Report(Stage):
         return facts.get("training_seconds", np.nan) if alike and not facts["resumed"] else np.nan
 
 
-def _like_itself(networks: Sequence[Train], measures: Sequence[similarity.SimilarityMeasure]) -> list[Row]:
+def _like_itself(networks: Sequence[Train], measures: Sequence[similarities.SimilarityMeasure]) -> list[Row]:
     """The rows of dense networks, which are their own parents."""
-    layer = similarity.SUMMARY_LAYER
+    layer = similarities.SUMMARY_LAYER
     return [
         measured(
             *("similarity", measure.name, measure.itself),

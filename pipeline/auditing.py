@@ -1,17 +1,20 @@
-"""The verb ``audit``: compares any two classifiers class by class from prediction files, without config or store."""
+"""Compares any two classifiers class by class, from files or arrays, without config or store; the verb ``audit``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import bias
 from pipeline.bias import Audit
 from pipeline.files import write_atomically
-from pipeline.predictions import read, read_groups
+from pipeline.predictions import Predictions, read, read_groups
 from pipeline.registry import UserError
 from pipeline.report.words import number
 
@@ -59,46 +62,110 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# A classifier's answers: a file or folder that `pipeline.predictions.read` knows, or [N] predictions or [N, C] logits.
+Answers = str | Path | np.ndarray | Predictions
+
+
+def audit(
+    *,
+    reference: Answers,
+    candidates: Answers | Sequence[Answers],
+    reference_trials: Sequence[Answers] = (),
+    labels: np.ndarray | None = None,
+    groups: str | Path | np.ndarray | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    smoothing: float = 0.0,
+    undefined: str = "omit",
+) -> Audit:
+    """Compares classifiers with a reference on the same test set, class by class: what the verb ``audit`` does.
+
+    Args:
+        reference: of the dense network.
+        candidates: of one network, or of several trials of one method.
+        reference_trials: of more dense networks, which with ``reference`` make the floor.
+        labels: [N] true classes, counted from 0; needed for arrays, files have their own.
+        groups: [N] of a second column to report by, or a file as for ``--groups``.
+        resamples, seed: of the bootstrap. smoothing, undefined: for classes without reference errors.
+
+    Raises:
+        UserError: a file that cannot be read, or answers that do not belong together.
+    """
+    several = list(candidates) if isinstance(candidates, list | tuple) else [candidates]
+    named = [("reference", reference), *((f"candidate {number}", each) for number, each in enumerate(several, 1))]
+    named += [(f"reference trial {number}", each) for number, each in enumerate(reference_trials, 1)]
+    predictions = _understood(named, labels)
+    first, rest = predictions[0], predictions[1:]
+    if isinstance(groups, str | Path):
+        source, (numbers, group_names) = groups, read_groups(groups)
+    elif groups is not None:
+        source, (words, numbers) = "groups", np.unique(np.asarray(groups), return_inverse=True)
+        group_names = tuple(map(str, words))
+    else:
+        source, numbers, group_names = None, None, None
+    if numbers is not None and len(numbers) != len(first.labels):
+        raise UserError(f"{source}: {len(numbers)} groups for {len(first.labels)} examples; give one per example")
+    classes = bias.class_names(predictions)
+    trials = rest[len(several) :]
+    return bias.audit(
+        references=first,
+        candidates=rest[: len(several)],
+        floor=bias.floor([first, *trials], classes=classes, smoothing=smoothing) if trials else None,
+        classes=classes,
+        groups=numbers,
+        group_names=group_names,
+        resamples=resamples,
+        seed=seed,
+        smoothing=smoothing,
+        undefined=undefined,
+    )
+
+
+def _understood(named: Sequence[tuple[str, Answers]], labels: np.ndarray | None) -> list[Predictions]:
+    """Each of the answers as predictions, under its file's name or the one given; files are read together."""
+    paths = [each for _, each in named if isinstance(each, str | Path)]
+    read_already = iter(read(paths))
+    found = []
+    for name, each in named:
+        if isinstance(each, str | Path):
+            found.append(next(read_already))
+        elif isinstance(each, Predictions):
+            found.append(each)
+        elif labels is None:
+            raise UserError(f"{name}: an array says nothing without labels=; give them, or a file")
+        elif np.ndim(each) == 2:
+            found.append(Predictions.from_logits(labels, np.asarray(each), source=name))
+        else:
+            found.append(Predictions(labels, np.asarray(each), source=name))
+    return found
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Runs the verb: prints a summary, writes what was asked for, returns 0.
 
     Raises:
         UserError: a file that cannot be read, or files that do not belong together.
     """
-    paths = [arguments.reference, *arguments.candidate, *arguments.reference_trials]
-    predictions = read(paths)
-    groups, group_names = read_groups(arguments.groups) if arguments.groups else (None, None)
-    reference, rest = predictions[0], predictions[1:]
-    candidates, trials = rest[: len(arguments.candidate)], rest[len(arguments.candidate) :]
-    if groups is not None and len(groups) != len(reference.labels):
-        raise UserError(
-            f"{arguments.groups}: {len(groups)} groups for {len(reference.labels)} examples; give one per example"
-        )
-    classes = bias.class_names(predictions)
-    floor = bias.floor([reference, *trials], classes=classes, smoothing=arguments.smoothing) if trials else None
-    result = bias.audit(
-        references=reference,
-        candidates=candidates,
-        floor=floor,
-        classes=classes,
-        groups=groups,
-        group_names=group_names,
+    result = audit(
+        reference=arguments.reference,
+        candidates=arguments.candidate,
+        reference_trials=arguments.reference_trials,
+        groups=arguments.groups,
         resamples=arguments.resamples,
         seed=arguments.seed,
         smoothing=arguments.smoothing,
         undefined=arguments.undefined,
     )
-    text = json.dumps(
-        {"reference": reference.source, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False
-    )
+    reference = str(Path(arguments.reference))
+    text = json.dumps({"reference": reference, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False)
     if arguments.json == "-":
         sys.stdout.write(text + "\n")
     else:
-        show(result, reference.source)
+        show(result, reference)
         if arguments.json:
             _write(arguments.json, text + "\n")
     if arguments.html:
-        _write(arguments.html, page(result, reference.source))
+        _write(arguments.html, page(result, reference))
     return 0
 
 

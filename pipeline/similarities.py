@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pipeline.models import Outputs
@@ -57,6 +58,21 @@ class LinearCKA(SimilarityMeasure):
 
     def between(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
         return linear_cka(pairs)
+
+
+def similarity(
+    first: ArrayLike | Tensor, second: ArrayLike | Tensor, measure: str | Mapping[str, Any] = "cka"
+) -> float:
+    """How similar two sets of features of the same n examples are.
+
+    Args:
+        first, second: [n, ...]; trailing dimensions are flattened and may differ.
+        measure: a registered one, or a mapping of its name and options.
+
+    Raises:
+        UserError: an unknown measure, or features that it cannot compare.
+    """
+    return SIMILARITIES.build(measure, "measure").between([(torch.as_tensor(first), torch.as_tensor(second))])
 
 
 def linear_cka(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.registry import UserError
-from pipeline.similarity import linear_cka
+from pipeline.similarities import linear_cka
 
 
 def slow_hsic(k, l):

@@ -10,8 +10,9 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import made_up_logits, save, write
 
-from pipeline import audit, bias
+from pipeline import auditing, bias
 from pipeline.registry import UserError
 
 NAMES = ("cat", "dog", "<script>alert(1)</script>")
@@ -19,21 +20,7 @@ LABELS = np.random.default_rng(0).integers(0, 3, 300)
 
 
 def logits(seed, wrong=0.3):
-    generator = np.random.default_rng(seed)
-    answers = np.where(generator.random(len(LABELS)) < wrong, generator.integers(0, 3, len(LABELS)), LABELS)
-    scores = generator.normal(size=(len(LABELS), 3)).astype(np.float32)
-    scores[np.arange(len(LABELS)), answers] += 4
-    return scores
-
-
-def save(folder, name, **arrays):
-    np.savez(folder / name, **arrays)
-    return str(folder / name)
-
-
-def write(folder, name, text):
-    (folder / name).write_text(text, encoding="utf-8")
-    return str(folder / name)
+    return made_up_logits(LABELS, seed, wrong)
 
 
 def table(folder, name, scores, groups=None):
@@ -48,8 +35,8 @@ def table(folder, name, scores, groups=None):
 
 def run(*words):
     parser = argparse.ArgumentParser()
-    audit.add_arguments(parser)
-    return audit.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
+    auditing.add_arguments(parser)
+    return auditing.main(parser.parse_args([*map(str, words), "--resamples", "100"]))
 
 
 def result_of(capsys, *words):
@@ -203,12 +190,12 @@ def test_trials_are_counted_and_classes_named_for_what_they_are(files, capsys):
     candidates = [bias.Predictions.from_logits(LABELS, logits(seed, 0.4)) for seed in (2, 3)]
     result = bias.audit(references=references, candidates=candidates, resamples=100)
     text = "2 to 3 of 3 classes by trial, 2 of 3 classes in every trial"
-    assert audit.classes_used(result) == text and text in audit.page(result, "dense")
+    assert auditing.classes_used(result) == text and text in auditing.page(result, "dense")
 
 
 def test_help_states_each_default_once(capsys):
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    audit.add_arguments(parser)
+    auditing.add_arguments(parser)
     assert parser.format_help().count("2000") == 1
 
 
@@ -257,7 +244,7 @@ def test_bad_groups_and_outputs(files, tmp_path):
 
 def test_neither_module_imports_what_it_does_not_need():
     code = (
-        "import sys, pipeline.bias, pipeline.audit, pipeline.predictions; "
+        "import sys, pipeline.bias, pipeline.auditing, pipeline.predictions; "
         "print([name for name in ('torch', 'pandas', 'matplotlib', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

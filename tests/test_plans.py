@@ -1,0 +1,161 @@
+"""Noted plans: the same states as the plan itself, and no note is believed that is old, foreign or made up."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SMOKE, plan_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import experiment, plans, registry
+from pipeline.stage import digest, in_order
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Path(shutil.copy(SMOKE, tmp_path / "study.yaml"))
+
+
+def noted(store, config, *overrides):
+    """Writes the note of a study; returns its path and the stages."""
+    path = plans.place(store.root, config, overrides)
+    stages = in_order([plan_of(*overrides, root=store.root / "data", config=config).report])
+    plans.note(store, path, experiment.load(config, overrides), stages)
+    return path, stages
+
+
+def test_a_note_tells_of_each_stage_what_the_plan_tells(store, config):
+    path, stages = noted(store, config, "seeds=1")
+    recalled = plans.recall(path, store.root / "data")
+    assert recalled.study == "smoke" and recalled.report.key == stages[-1].key
+    for note, stage in zip(recalled.stages, stages, strict=True):
+        assert (note.kind, note.key, note.label()) == (stage.kind, stage.key, stage.label())
+        assert {part.key for part in note.inputs()} == {part.key for part in stage.inputs()}
+        assert note.difference(stage.options()) is None
+        assert note.difference({**stage.options(), "more": 1}) == "made with other options"
+        assert store.folder(note) == store.folder(stage)
+
+
+def test_equal_words_have_one_place_and_others_another(store, config, tmp_path):
+    place = plans.place(store.root, config, ["seeds=1"])
+    assert place == plans.place(store.root, Path(shutil.copy(config, tmp_path / "copy.yaml")), ("seeds=1",))
+    assert place.parent == store.root / "plans"
+    others = [plans.place(store.root, config, words) for words in ([], ["seeds=2"], ["seeds=1", "threads=1"])]
+    config.write_text(config.read_text() + "\n# a remark\n")
+    others.append(plans.place(store.root, config, ["seeds=1"]))
+    assert len({place, *others}) == 5
+
+
+def test_other_code_is_another_place(store, config, monkeypatch):
+    before = plans.place(store.root, config, [])
+    monkeypatch.setattr(plans, "_code", lambda: "edited")
+    assert plans.place(store.root, config, []) != before
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_an_interpolation_has_no_note(store, config, where):
+    """What it stands for may lie in the environment."""
+    if where == "file":
+        config.write_text(config.read_text().replace("seeds: 2", "seeds: ${oc.env:HOME}"))
+    assert plans.place(store.root, config, ["seeds=${resamples}"] if where == "override" else []) is None
+
+
+def test_foreign_registrations_have_no_note(store, config, monkeypatch):
+    monkeypatch.setattr(plans, "FOREIGN", {type("Loss", (), {})})
+    assert plans.place(store.root, config, []) is None
+    monkeypatch.undo()
+    assert (plans.place(store.root, config, []) is None) == bool(registry.FOREIGN)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_configuration_that_cannot_be_read_has_none(store, tmp_path, content):
+    config = tmp_path / "none.yaml"
+    if content:
+        config.write_bytes(content)
+    assert plans.place(store.root, config, []) is None
+
+
+def test_changed_data_makes_a_note_worthless(store, tmp_path, config):
+    from PIL import Image
+
+    tree = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (tree / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(tree / name / f"{number}.png")
+    data = ["data.name=image_folder", f"data.path={tree}", "data.size=16"]
+    path, _ = noted(store, config, *data)
+    assert plans.recall(path, store.root / "data") is not None
+    Image.new("RGB", (16, 16), (0, 255, 0)).save(tree / "cat" / "0.png")
+    assert plans.recall(path, store.root / "data") is None
+    shutil.rmtree(tree)
+    assert plans.recall(path, store.root / "data") is None
+
+
+# Notes that somebody wrote
+
+
+@pytest.fixture(scope="module")
+def note(tmp_path_factory):
+    from pipeline.store import Store
+
+    store = Store(tmp_path_factory.mktemp("results"))
+    path, _ = noted(store, SMOKE)
+    return store, path, json.loads(path.read_text())
+
+
+HOSTILE = {
+    "a kind that is a path": lambda note: note["stages"][0].__setitem__(0, "../../outside"),
+    "a key that is a path": lambda note: note["stages"][0].__setitem__(1, "../../../../etc/passwd"),
+    "a short key": lambda note: note["stages"][0].__setitem__(1, "abc"),
+    "a key with a line break": lambda note: note["stages"][0].__setitem__(1, "0" * 20 + "\n"),
+    "an input that comes later": lambda note: note["stages"][0].__setitem__(4, [len(note["stages"]) - 1]),
+    "no such input": lambda note: note["stages"][-1].__setitem__(4, [10**6]),
+    "inputs that are none": lambda note: note["stages"][-1].__setitem__(4, "all"),
+    "no report": lambda note: note["stages"].pop(),
+    "no stages": lambda note: note["stages"].clear(),
+    "a study that is a path": lambda note: note.__setitem__("study", "../../outside"),
+    "a hidden study": lambda note: note.__setitem__("study", ".."),
+    "a list": lambda note: note.clear(),
+    "another dataset": lambda note: note.update(identity="x", dataset={"name": "nothing", "options": {}}),
+    "no options of it": lambda note: note.update(identity="x", dataset={"name": "synthetic", "options": {"no": 1}}),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE)
+def test_a_note_that_was_edited_is_not_believed(note, tmp_path, change):
+    store, _, content = note
+    edited = json.loads(json.dumps(content))
+    HOSTILE[change](edited)
+    (tmp_path / "note.json").write_text(json.dumps(edited))
+    assert plans.recall(tmp_path / "note.json", store.root / "data") is None
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(key=st.sampled_from(["study", "dataset", "identity", "stages"]), value=values)
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_in_a_note_nothing_breaks(note, tmp_path_factory, key, value):
+    store, _, content = note
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_text(json.dumps({**content, key: value}))
+    recalled = plans.recall(path, store.root / "data")
+    assert recalled is None or all(len(each.key) == 20 and "/" not in each.kind for each in recalled.stages)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"3"])
+def test_a_damaged_note_is_none(tmp_path, content):
+    (tmp_path / "note.json").write_bytes(content)
+    assert plans.recall(tmp_path / "note.json", tmp_path) is None
+    assert plans.recall(tmp_path / "absent.json", tmp_path) is None
+
+
+def test_options_are_compared_by_a_digest_that_ignores_their_order():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1}) != digest({"a": 1, "b": [2, 1]})
