@@ -281,25 +281,30 @@ def computing(store: Store) -> Iterator[None]:
 
 def collect_garbage(chosen: argparse.Namespace) -> int:
     """Lists, and with --yes deletes, what no configuration here and no published report names."""
-    from pipeline import experiment, housekeeping
+    from pipeline import experiment, housekeeping, publication
     from pipeline.store import Store
 
     if not (chosen.results / "store").is_dir():
         raise UserError(f"{chosen.results}: holds no store; give the folder with --results")
     store = Store(chosen.results)
-    with store.lock(store.computing, _refuse_while_computing):  # before anything is read: what is named may change
+    # Before anything is read, since what is named may change; to look is allowed at any time.
+    alone = store.lock(store.computing, _refuse_while_computing) if chosen.yes else contextlib.nullcontext()
+    with alone:
         own = chosen.config if chosen.config is not None else sorted(Path("configs").glob("*.yaml"))
         published = housekeeping.published(store)
-        if not own and not published:
+        of_reports = sorted((chosen.results / "reports").glob("*/config.yaml"))
+        if not own and not published and not of_reports:
             raise UserError(
                 "no configuration here, so everything would go; name some with --config, or delete the folder"
             )
-        data_root = chosen.data or chosen.results / "data"
         targets: list[Stage] = []
-        for path in own:
+        for path in [*own, *of_reports]:
             try:
-                targets.append(experiment.plan(experiment.load(path), data_root).report)
+                plan = experiment.plan(experiment.load(path), chosen.data or chosen.results / "data")
+                targets.append(plan.report)
             except UserError as error:
+                if path in of_reports and path.with_name(publication.LISTING).exists():
+                    continue  # of an earlier version, say; its key names what it rests on
                 raise UserError(
                     f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
                 ) from None

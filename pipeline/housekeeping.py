@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -53,7 +54,7 @@ def published(store: Store) -> list[str]:
     return found
 
 
-def unnamed(store: Store, targets: Iterable[Stage], published: Sequence[str]) -> list[Unnamed]:
+def unnamed(store: Store, targets: Iterable[Stage], published: Sequence[str] = ()) -> list[Unnamed]:
     """Everything in the store that none of the targets and none of the published reports needs, the largest first.
 
     Args:
@@ -66,7 +67,8 @@ def unnamed(store: Store, targets: Iterable[Stage], published: Sequence[str]) ->
     while todo:
         key = todo.pop()
         if key in finished and key not in rested_on:
-            todo += Manifest.read(finished[key] / MANIFEST).inputs
+            with contextlib.suppress(UserError):  # one that cannot be read names nothing, and stays itself
+                todo += Manifest.read(finished[key] / MANIFEST).inputs
         rested_on.add(key)
     named = rested_on | {stage.key for stage in in_order(targets)}
     rows = [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from test_stage import Leaf, Sum, context
 
 from pipeline import housekeeping, plans, publication
 from pipeline.__main__ import main
@@ -20,7 +21,6 @@ from pipeline.progress import Display
 from pipeline.registry import UserError
 from pipeline.stage import Context
 from pipeline.store import Store
-from tests.test_stage import Leaf, Sum, context, store  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["../outside", "/etc/hostname", "a\0b", "\ud800", "", ".", "..", "link/outside", "x/../../outside"]
@@ -50,7 +50,7 @@ def test_json_that_is_nested_too_deeply(tmp_path):
 # ---------------------------------------------------------------------------------------------- work and store
 
 
-def test_links_in_unfinished_work_are_not_followed(store, tmp_path):  # noqa: F811
+def test_links_in_unfinished_work_are_not_followed(store, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     work = store.folder(Leaf(1)).with_suffix(".work")
@@ -62,7 +62,7 @@ def test_links_in_unfinished_work_are_not_followed(store, tmp_path):  # noqa: F8
     assert (store.folder(Leaf(1)) / "value").read_text() == "1" and not (store.folder(Leaf(1)) / "value").is_symlink()
 
 
-def test_a_link_in_the_place_of_work_is_removed_and_not_what_it_leads_to(store, tmp_path):  # noqa: F811
+def test_a_link_in_the_place_of_work_is_removed_and_not_what_it_leads_to(store, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "notes").write_text("mine")
@@ -73,7 +73,7 @@ def test_a_link_in_the_place_of_work_is_removed_and_not_what_it_leads_to(store, 
     assert [path.name for path in victim.iterdir()] == ["notes"]
 
 
-def test_a_link_is_no_file_of_a_result(store, tmp_path):  # noqa: F811
+def test_a_link_is_no_file_of_a_result(store, tmp_path):
     store.execute(Leaf(1), context(store))
     value = store.folder(Leaf(1)) / "value"
     (tmp_path / "elsewhere").write_bytes(value.read_bytes())
@@ -90,7 +90,7 @@ def names(rows):
     return {row.key for row in rows}
 
 
-def test_gc_keeps_what_is_named_and_what_a_report_rests_on(store):  # noqa: F811
+def test_gc_keeps_what_is_named_and_what_a_report_rests_on(store):
     kept, rested, gone = Sum((Leaf(1),)), Sum((Leaf(2),)), Sum((Leaf(3),))
     for stage in (Leaf(1), kept, Leaf(2), rested, Leaf(3), gone):
         store.execute(stage, context(store))
@@ -102,7 +102,7 @@ def test_gc_keeps_what_is_named_and_what_a_report_rests_on(store):  # noqa: F811
     assert not list(store.root.rglob("*.old"))
 
 
-def test_gc_touches_nothing_behind_a_link_or_of_another_name(store, tmp_path):  # noqa: F811
+def test_gc_touches_nothing_behind_a_link_or_of_another_name(store, tmp_path):
     store.execute(Leaf(1), context(store))
     victim = tmp_path / "victim" / ("0" * 20)
     victim.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_gc_touches_nothing_behind_a_link_or_of_another_name(store, tmp_path):  
     assert names(housekeeping.unnamed(store, [], [])) == {Leaf(1).key}
 
 
-def test_gc_waits_for_nobody_who_computes(store, capsys):  # noqa: F811
+def test_gc_waits_for_nobody_who_computes(store, capsys):
     store.execute(Leaf(1), context(store))
     with store.lock(store.computing, shared=True):
         assert (
@@ -125,7 +125,7 @@ def test_gc_waits_for_nobody_who_computes(store, capsys):  # noqa: F811
 
 
 @pytest.mark.parametrize("listing", ["[", '{"key": "../x"}', "[" * 60_000])
-def test_gc_deletes_nothing_where_a_report_does_not_say_what_it_rests_on(store, capsys, listing):  # noqa: F811
+def test_gc_deletes_nothing_where_a_report_does_not_say_what_it_rests_on(store, capsys, listing):
     store.execute(Leaf(1), context(store))
     (store.root / "reports" / "mine").mkdir(parents=True)
     (store.root / "reports" / "mine" / "report.json").write_text(listing)
@@ -138,13 +138,13 @@ def test_gc_deletes_nothing_where_a_report_does_not_say_what_it_rests_on(store, 
 
 
 @pytest.fixture
-def report(store):  # noqa: F811
+def report(store):
     store.execute(Leaf(1), context(store))
     return Leaf(1)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "figures", "x" * 300])
-def test_a_listing_deletes_nothing_that_is_not_a_reports(store, report, tmp_path, name):  # noqa: F811
+def test_a_listing_deletes_nothing_that_is_not_a_reports(store, report, tmp_path, name):
     published = store.root / "reports" / "study"
     (published / "figures").mkdir(parents=True)
     (published / "figures" / "mine.png").write_text("mine")
@@ -163,7 +163,7 @@ def test_a_listing_deletes_nothing_that_is_not_a_reports(store, report, tmp_path
     assert said == [], "the next listing is ours again"
 
 
-def test_what_is_aside_and_not_ours_stays(store, report):  # noqa: F811
+def test_what_is_aside_and_not_ours_stays(store, report):
     published = store.root / "reports" / "study"
     published.mkdir(parents=True)
     (published / ".notes.aside").write_text("mine")
@@ -301,5 +301,5 @@ def test_a_pool_that_breaks_when_it_is_given_work_is_one_line():
         walk([Leaf(1)], broken, at_once=1, display=Display(Console(file=io.StringIO()), 1))
 
 
-def test_context_has_defaults(store):  # noqa: F811
+def test_context_has_defaults(store):
     Context(store, store.root).say("to nobody")
