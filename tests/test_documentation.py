@@ -134,7 +134,15 @@ def _registries(module):
     return [value for value in vars(module).values() if isinstance(value, Registry)]
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+def snippets():
+    """Blocks of Python; one that runs a study is slow."""
+    return [
+        pytest.param(block, id=str(block), marks=[pytest.mark.slow] if "study(" in block.text else [])
+        for block in blocks("python")
+    ]
+
+
+@pytest.mark.parametrize("block", snippets())
 def test_python_runs(block, setting):
     skip_what_is_not_run(block)
     exec(compile(block.text, str(block), "exec"), {**setting, "__name__": "snippet"})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import registry
-from pipeline.registry import FOREIGN, Registry, UserError, build, nearest
+from pipeline.registry import Registry, UserError, build, nearest
 
 words = st.text(string.ascii_lowercase, min_size=4, max_size=10)
 
@@ -82,7 +82,7 @@ def test_what_is_registered_outside_of_the_package_is_noted(fruits):
     assert {fruits["apple"], fruits["pear"]} == registry.FOREIGN
     from pipeline.distillation import LOSSES
 
-    assert not {LOSSES[name] for name in LOSSES} & FOREIGN
+    assert not {LOSSES[name] for name in LOSSES} & registry.FOREIGN
 
 
 def test_a_class_without_a_name_is_built_in_the_same_way(fruits):
