@@ -25,6 +25,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # a test that ran a study in this process left it on, and hypothesis refuses that
 
 
 def pytest_runtest_setup(item):
