@@ -23,8 +23,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _alike():
+    """The same random numbers for each test, and denormal numbers even after a stage was run in this process."""
     torch.manual_seed(0)
+    yield
+    torch.set_flush_denormal(False)
 
 
 def pytest_runtest_setup(item):
