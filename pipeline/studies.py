@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from pipeline import executors, experiment, publication
@@ -60,7 +62,7 @@ def study(
     for stage in todo:
         stage.check(data_root)
     execution = executors.Execution(results, data_root, settings.device, settings.workers)
-    with store.lock(store.computing, shared=True):
+    with store.lock(store.computing, shared=True), _settings_kept():
         outcome = executors.run_local(todo, execution, Display(_telling(say), len(todo)))
     if outcome.failed:
         broken = any(isinstance(reason, StageBroken) for _, reason in outcome.failed)
@@ -68,6 +70,18 @@ def study(
         raise (StageBroken if broken else StageFailed)(reasons)
     folder = publication.publish(store, report, settings.study, say or (lambda line: None))
     return Finished(settings.study, folder, read_long(folder / "rows.csv"))
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Afterwards torch computes in this process as before: stages set its threads, and flush denormal numbers to 0."""
+    threads = torch.get_num_threads()
+    flushes = bool(torch.tensor(5e-324, dtype=torch.float64) * 2 == 0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flushes)
 
 
 def _telling(say: Callable[[str], None] | None) -> Console:

@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _alike():
+    """The same random numbers for each test, and denormal numbers even after a stage was run in this process."""
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # a test that ran a study in this process left it on, and hypothesis refuses that
 

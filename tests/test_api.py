@@ -135,7 +135,10 @@ SMALL = ("seeds=2", "data.examples=160", "train.epochs=1", "resamples=100", "rec
 @pytest.mark.slow
 def test_study_gives_the_long_table_and_the_second_call_computes_nothing(tmp_path):
     said = []
+    torch.set_num_threads(2)
     found = pipeline.study(SMOKE, *SMALL, results=tmp_path, say=said.append)
+    assert torch.get_num_threads() == 2 and 5e-324 * 2 > 0, "the process computes as before"
+    torch.set_num_threads(1)
     assert found.name == "smoke" and found.folder == tmp_path / "reports" / "smoke"
     assert (found.folder / "index.html").exists()
     assert {row["kind"] for row in found.rows} >= {"bias", "class", "floor", "similarity", "size", "latency"}
