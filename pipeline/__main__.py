@@ -157,13 +157,13 @@ def study(chosen: argparse.Namespace) -> int:
 
     if chosen.verb not in ("show", "plan") and "workers=1" not in chosen.overrides:
         executors.start_server()
-    from pipeline import experiment
+    from pipeline import config, plan
     from pipeline.progress import Display
     from pipeline.stage import in_order
     from pipeline.store import StageBroken
 
-    settings = experiment.load(chosen.config, chosen.overrides)
-    planned = experiment.plan(settings, data_root)
+    settings = config.load(chosen.config, chosen.overrides)
+    planned = plan.plan(settings, data_root)
     stages = in_order([planned.report])
     if chosen.verb in ("show", "plan"):
         return look(chosen, console, store, settings.study, stages)
@@ -266,7 +266,7 @@ def require_writable(store: Store) -> None:
 
 def collect_garbage(chosen: argparse.Namespace) -> int:
     """Lists, and with --yes deletes, what no configuration here and no published report names."""
-    from pipeline import experiment, housekeeping
+    from pipeline import config, housekeeping, plan
     from pipeline.store import Store
 
     if not (chosen.results / "store").is_dir():
@@ -279,7 +279,7 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
     targets: list[Stage] = []
     for path in [*own, *published]:
         try:
-            targets.append(experiment.plan(experiment.load(path), data_root).report)
+            targets.append(plan.plan(config.load(path), data_root).report)
         except UserError as error:
             raise UserError(
                 f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import remove_debris, write_atomically
+from pipeline.files import LARGEST_CONFIGURATION, read_text, remove_debris, write_atomically
 from pipeline.registry import FOREIGN, UserError
 from pipeline.stage import digest
 
 if TYPE_CHECKING:
-    from pipeline.experiment import Study
+    from pipeline.config import Study
     from pipeline.stage import Stage
     from pipeline.store import Store
 
@@ -62,8 +62,8 @@ def place(results: Path, config: Path, overrides: Sequence[str]) -> Path | None:
     or measures of their own in this process.
     """
     try:
-        text = config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(config, LARGEST_CONFIGURATION)
+    except (OSError, UserError):
         return None  # to be refused in words by whoever reads it as a configuration
     if FOREIGN or "${" in "".join([text, *overrides]):
         return None

@@ -182,10 +182,10 @@ class Trials:
         self.study.write_text(STUDY.replace("PATH", str(self.folder / "images")))
 
     def plan(self):
-        from pipeline import experiment
+        from pipeline import config
 
-        settings = experiment.load(self.study)
-        return settings, experiment.plan(settings, self.results / "data")
+        settings = config.load(self.study)
+        return settings, make_plan(settings, self.results / "data")
 
     def planning(self) -> None:
         """What the command does before the first stage."""

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import experiment
+from pipeline import config
 from pipeline.distillation import LOSSES
+from pipeline.plan import plan as make_plan
 from pipeline.registry import UserError
 from pipeline.stage import in_order
 from pipeline.stages import Prune, Recover, Train
@@ -16,8 +17,8 @@ SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_loads_and_plans(path, tmp_path):
-    study = experiment.load(path)
-    plan = experiment.plan(study, tmp_path)
+    study = config.load(path)
+    plan = make_plan(study, tmp_path)
     stages = in_order([plan.report])
     assert len({stage.key for stage in stages}) == len(stages)
     assert {verb for verb in ("train", "predict", "score", "run") if plan.targets(verb)} == {
@@ -37,8 +38,8 @@ def test_the_readme_names_every_loss_and_study():
 
 
 def test_a_study_contains_its_controls(tmp_path):
-    study = experiment.load(SMOKE, ["seeds=3", "sparsities=[0.5,0.9]", "recoveries=[none,finetune,kd]"])
-    plan = experiment.plan(study, tmp_path)
+    study = config.load(SMOKE, ["seeds=3", "sparsities=[0.5,0.9]", "recoveries=[none,finetune,kd]"])
+    plan = make_plan(study, tmp_path)
     controls = [cell for cell in plan.cells if cell.sparsity == 0]
     assert {cell.recovery for cell in controls} == {"finetune", "kd"}
     assert all(isinstance(network.network, Train) for cell in controls for network in cell.networks)
@@ -53,7 +54,7 @@ def test_a_study_contains_its_controls(tmp_path):
 def test_a_further_sparsity_shares_what_exists(tmp_path):
     stages = []
     for sparsities in ("[0.9]", "[0.5,0.9]"):
-        plan = experiment.plan(experiment.load(SMOKE, [f"sparsities={sparsities}"]), tmp_path)
+        plan = make_plan(config.load(SMOKE, [f"sparsities={sparsities}"]), tmp_path)
         stages.append({stage.key: stage for stage in in_order([plan.report])})
     new = [stage for key, stage in stages[1].items() if key not in stages[0]]
     assert not [stage for stage in new if isinstance(stage, Train)]
@@ -65,14 +66,14 @@ def test_a_further_sparsity_shares_what_exists(tmp_path):
 def test_titles_and_workers_name_no_result(tmp_path):
     keys = set()
     for override in ("prunings=[{name: magnitude, title: renamed}]", "workers=1", "threads=1"):
-        plan = experiment.plan(experiment.load(SMOKE, [override]), tmp_path)
+        plan = make_plan(config.load(SMOKE, [override]), tmp_path)
         keys.add(tuple(cell.networks[0].key for cell in plan.cells))
     assert len(keys) == 1
 
 
 @pytest.mark.parametrize("value,seeds", [("3", (0, 1, 2)), ("[4,7]", (4, 7)), ("4,7", (4, 7))])
 def test_seeds(value, seeds):
-    assert experiment.load(SMOKE, [f"seeds={value}"]).seeds == seeds
+    assert config.load(SMOKE, [f"seeds={value}"]).seeds == seeds
 
 
 @pytest.mark.parametrize(
@@ -115,17 +116,17 @@ def test_seeds(value, seeds):
 )
 def test_mistakes_are_named(override, message):
     with pytest.raises(UserError, match=message) as error:
-        experiment.load(SMOKE, [override])
+        config.load(SMOKE, [override])
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml: No such file"):
-        experiment.load(tmp_path / "nowhere.yaml")
+        config.load(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "broken.yaml").write_text("study: [unclosed\n")
     (tmp_path / "empty.yaml").write_text("")
     for name in ("list", "broken", "empty"):
         with pytest.raises(UserError) as error:
-            experiment.load(tmp_path / f"{name}.yaml")
+            config.load(tmp_path / f"{name}.yaml")
         assert "\n" not in str(error.value)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import efficiency, experiment, models
+from pipeline import config, efficiency, models
 from pipeline.__main__ import main
 from pipeline.distillation import Teacher
+from pipeline.plan import plan as make_plan
 from pipeline.registry import UserError
 from pipeline.stage import Context, in_order
 from pipeline.stages import Recover, Train, load_network, load_splits
@@ -23,12 +24,12 @@ QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
 
 
 def study(*overrides):
-    return experiment.load(SMOKE, [*QUICK, *overrides])
+    return config.load(SMOKE, [*QUICK, *overrides])
 
 
 def recoveries(tmp_path, recovery, *overrides):
     """The pruned students of the only recovery, by seed."""
-    plan = experiment.plan(study(f"recoveries=[{recovery}]", *overrides), tmp_path)
+    plan = make_plan(study(f"recoveries=[{recovery}]", *overrides), tmp_path)
     return plan, [network for network in plan.cells[-1].networks if isinstance(network, Recover)]
 
 
@@ -166,7 +167,7 @@ def test_a_spoiled_teacher_ends_with_status_2(store, tmp_path, capsys, monkeypat
 
 
 def test_a_teacher_is_checked_against_student_and_history(store):
-    dense = experiment.plan(study(), store.root / "data").dense[0]
+    dense = make_plan(study(), store.root / "data").dense[0]
     folder = make(store, dense)
     context, info = Context(store, store.root / "data"), models.load_info(folder)
     validation = load_splits(dense.data, context.data_root).validation
@@ -256,7 +257,7 @@ def test_a_born_again_network_learns_from_its_parent(store):
 def budgets(store):
     """A study of two budgets with a window, whole: plan and the folder of its report."""
     late = "{losses: kd, window: [0.5, 1], title: late kd}"
-    plan = experiment.plan(study("budgets=[1,3]", f"recoveries=[none,finetune,{late}]"), store.root)
+    plan = make_plan(study("budgets=[1,3]", f"recoveries=[none,finetune,{late}]"), store.root)
     return plan, make(store, plan.report)
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import experiment, models, pruning, training
+from pipeline import config, models, pruning, training
 from pipeline.__main__ import main
+from pipeline.plan import plan as make_plan
 from pipeline.registry import UserError
 from pipeline.stage import Context, in_order
 from pipeline.stages import Prune, Recover, Train, load_network, load_splits
@@ -30,8 +31,8 @@ def root(tmp_path_factory):
 
 def compute(root, *overrides):
     """The networks of a small study, computed here; one store for all tests, so that dense networks are shared."""
-    study = experiment.load(SMOKE, [*SHORT, *overrides])
-    plan = experiment.plan(study, root / "data")
+    study = config.load(SMOKE, [*SHORT, *overrides])
+    plan = make_plan(study, root / "data")
     store = Store(root)
     todo = in_order(plan.targets("recover"))
     for stage in todo:
@@ -140,8 +141,8 @@ def test_rewound_weights_are_the_early_ones(root, method):
 
 def test_keeping_early_weights_changes_nothing_else(root):
     store = Store(root)
-    study = experiment.load(SMOKE, SHORT)
-    plain = experiment.plan(study, root / "data").dense[0]
+    study = config.load(SMOKE, SHORT)
+    plain = make_plan(study, root / "data").dense[0]
     keeping = dataclasses.replace(plain, keep_epochs=(0, 1))
     for stage in (plain, keeping):
         store.execute(stage, Context(store, root / "data"))
@@ -191,7 +192,7 @@ def test_damaged_networks_are_refused_on_reload(root, tmp_path):
 )
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message) as error:
-        experiment.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
+        config.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
     assert "\n" not in str(error.value)
 
 
