@@ -70,8 +70,10 @@ def _seeds(value: Any, where: str, mistakes: Mistakes) -> tuple[int, ...]:
 
 
 def _share(value: Any, where: str, mistakes: Mistakes) -> float:
-    number = read(float, value, where, mistakes)
-    if number is not WRONG and not 0 <= number < 1:
+    number = read(float, value, where, Mistakes())
+    if number is WRONG:
+        mistakes.add(where, f"{shown(value)} is refused; give a share of weights, 0 or more and below 1")
+    elif not 0 <= number < 1:
         hint = f"; did you mean {number / 100:g}?" if 1 < number < 100 else ""
         mistakes.add(where, f"{shown(value)} is outside [0, 1): it is the share of weights removed{hint}")
         return WRONG
@@ -200,9 +202,7 @@ class Pruning:
 class Reference:
     """Dense networks, wherever one is meant: one per seed."""
 
-    network: Annotated[
-        str, Field(description="name of a network; default: the study's"), Reads(_network, "name of a network")
-    ]
+    network: Annotated[str, Field(description="default: that of the study"), Reads(_network, "the name of a network")]
     train: Annotated[Fit, Field(description="changes to train")]
     seeds: Annotated[
         tuple[int, ...],
@@ -295,9 +295,9 @@ class Study:
     data: Annotated[
         Data,
         Field(description="name of a dataset and its options, and how it is divided"),
-        Reads(_data, "name of a dataset, or a mapping with it"),
+        Reads(_data, "the name of a dataset, or a mapping with it"),
     ]
-    network: Annotated[str, Field(description="name of the network"), Reads(_network, "name of a network")]
+    network: Annotated[str, Field(description="which architecture"), Reads(_network, "the name of a network")]
     seeds: Annotated[
         tuple[int, ...],
         Field(description="how many networks of each kind (3 means seeds 0, 1, 2), or a list of seeds"),

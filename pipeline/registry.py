@@ -257,7 +257,7 @@ def read_fields(
         if key in known:
             found[key] = read(known[key].type, part, place, mistakes, getattr(base, key, None))
         else:
-            mistakes.add(place, f"unknown option; {nearest(key, known)}")
+            mistakes.add(place, f"unknown {'option' if where else 'key'}; {nearest(key, known)}")
     for name, option in known.items():
         if base is None and name not in found and option.default is dataclasses.MISSING:
             mistakes.add(f"{where}.{name}" if where else name, f"missing; give {option.allowed}")

@@ -183,6 +183,7 @@ class Trials:
 
     def plan(self):
         from pipeline import config
+        from pipeline.plan import plan as make_plan
 
         settings = config.load(self.study)
         return settings, make_plan(settings, self.results / "data")

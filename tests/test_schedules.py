@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from pipeline import config, models, pruning, training
 from pipeline.__main__ import main
 from pipeline.plan import plan as make_plan
+from pipeline.recovery import Kept, Origin, Rewound
 from pipeline.registry import UserError
 from pipeline.stage import Context, in_order
 from pipeline.stages import Prune, Recover, Train, load_network, load_splits
-from pipeline.stages.networks import rewind
 from pipeline.store import Store
 
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
@@ -111,7 +111,8 @@ def test_iterative_rounds(root, method, rewind):
             epochs = [row["epoch"] for row in csv.DictReader(file)]
         assert epochs == (["1", "2"] if rewind == "none" else ["2"]), "rewinding repeats train from its second epoch on"
     assert (last.fit == last.dense.fit) == (rewind != "none")
-    assert last.rewind == (rewind == "weights")
+    starts = {"weights": Rewound(1), "learning_rate": Rewound(1, weights=False), "none": Kept()}
+    assert last.start == first.start == starts[rewind]
     if method == "magnitude":
         earlier, later = (load_network(store.open(stage)).masks for stage in (first, last))
         for name, gone in removed(earlier).items():
@@ -128,7 +129,8 @@ def test_rewound_weights_are_the_early_ones(root, method):
     stored = load_network(store.open(network.network))
     path = store.open(network.dense) / "epoch1.safetensors"
     shapes = {name: value.shape for name, value in stored.network.state_dict().items()}
-    rewind(stored, path)
+    origin = Origin(stored.info, stored.masks, 0, early=lambda epoch: models.load_tensors(path))
+    assert Rewound(1).begin(stored.network, origin) is stored.network
     early, dense = models.load_tensors(path), models.load_tensors(path.with_name("weights.safetensors"))
     assert not torch.equal(early["stem.0.weight"], dense["stem.0.weight"])
     for name, value in stored.network.state_dict().items():
@@ -178,15 +180,22 @@ def test_damaged_networks_are_refused_on_reload(root, tmp_path):
         ("prunings=[{name: lamp, schedule: iterative}] recoveries=[kd,none]", "'none' does not train, .* iterative"),
         ("prunings=[{name: channels, schedule: gradual}]", "prunings.0.schedule: channels cannot follow gradual"),
         ("prunings=[{name: lamp, schedule: gradul}]", r"prunings.0.schedule: 'gradul' .*did you mean 'gradual'\?"),
-        ("prunings=[{name: lamp, schedule: {name: gradual, end: 2}}]", "prunings.0.schedule: begin 0.0 and end 2.0"),
+        (
+            "prunings=[{name: lamp, schedule: {name: gradual, end: 2}}]",
+            "prunings.0.schedule.end: 2 is refused; give .* at most 1",
+        ),
+        (
+            "prunings=[{name: lamp, schedule: {name: gradual, begin: 0.5, end: 0.4}}]",
+            "prunings.0.schedule.begin: 0.5 is refused; give less than end, which is 0.4",
+        ),
         ("prunings=[{name: lamp, schedule: {name: iterative, epoch: 9}}]", "goes back to epoch 9, but training has"),
         (
             "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, fit: {epochs: 3}}]",
-            "'kd' has a fit or budget of its own",
+            "'kd' has a fit of its own, but pruning 'lamp iterative' repeats train from epoch 1",
         ),
         (
-            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, from_scratch: true}]",
-            "'kd' starts from_scratch",
+            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, start: scratch}]",
+            "'kd' starts scratch, but pruning 'lamp iterative' says itself",
         ),
     ],
 )

@@ -48,7 +48,7 @@ def read_losses(spec: Any, where: str, mistakes: Mistakes) -> tuple[Loss, ...]:
             terms += [(place, term) for term in _expression(part, place, mistakes)]
         elif isinstance(part, Mapping):
             terms.append((place, dict(part)))
-        elif part is not None:
+        elif several or part is not None:
             said = "give a name such as kd, or {name: kd, temperature: 8}"
             mistakes.add(place, f"{shown(part)} is no loss; {said}")
     if not terms and len(mistakes) == before:
