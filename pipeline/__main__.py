@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline import __version__
 from pipeline.files import describe_os_error
@@ -37,10 +37,23 @@ STAGE_VERBS = {
 DEFAULT_CONFIG = Path("configs/mnist5k.yaml")
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake on the command line as any other: ``error: ...`` first, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n{self.format_usage()}")
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be this folder
+        raise argparse.ArgumentTypeError("empty; give a path")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     from pipeline import audit  # light: neither this module nor audit loads torch
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m pipeline",
         description="Train, prune, recover and audit image classifiers: what did compression do to each class?",
     )
@@ -66,27 +79,29 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="for machines")
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
     verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: %(default)s)")
     verb = add(
         "export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx"
     )
-    verb.add_argument("folder", type=Path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
+    verb.add_argument("folder", type=_path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
     verb.add_argument("--format", choices=("onnx", "torchscript", "safetensors"), required=True, help="kind of file")
-    verb.add_argument("--output", type=Path, default=None, help="file to write (default: the folder's name, here)")
+    verb.add_argument("--output", type=_path, default=None, help="file to write (default: the folder's name, here)")
     verb = add("gc", "list stored results that no configuration here names", "--yes")
     verb.add_argument(
         "--config",
-        type=Path,
+        type=_path,
         nargs="+",
         default=None,
         help="YAML files that name results (default: configs/*.yaml; published reports always do)",
     )
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
-    verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
+    verb.add_argument(
+        "--data", type=_path, default=None, help="folder for downloads and caches (default: RESULTS/data)"
+    )
     verb.add_argument("--yes", action="store_true", help="delete what is listed")
     verb = add(
         "audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz"
@@ -97,12 +112,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _study_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the study (default: %(default)s)"
+        "--config", type=_path, default=DEFAULT_CONFIG, help="YAML file of the study (default: %(default)s)"
     )
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
-    verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
+    verb.add_argument(
+        "--data", type=_path, default=None, help="folder for downloads and caches (default: RESULTS/data)"
+    )
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the file's")
 
 
@@ -281,8 +298,9 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
         try:
             targets.append(plan.plan(config.load(path), data_root).report)
         except UserError as error:
+            reason = "; ".join(str(error).splitlines())
             raise UserError(
-                f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
+                f"{path}: what it names is not known ({reason}); mend it, or move it away if its results may go"
             ) from None
     store = Store(chosen.results)
     rows = housekeeping.unnamed(store, targets)

@@ -195,6 +195,10 @@ def network_names() -> tuple[str, ...]:
 
 def check_network(name: str) -> None:
     """Raises UserError where build() would not know the name; builds nothing."""
+    if match := re.fullmatch(r"(?:resnet|wrn_)(\d+)(?:[x_](\d+))?", name):
+        numbers = [number for number in match.groups() if number]
+        if any(len(number) > 4 for number in numbers):
+            raise UserError(f"network: '{name[:60]}' is deeper or wider than 9999; ask for less")
     if name in OWN_NAMES or _sizes(name) or name.removeprefix("torchvision/") in network_names():
         return
     own = nearest(name, OWN_NAMES).split(";")[0]

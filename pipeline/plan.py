@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from pipeline import bias, pruning, recovery, similarity
-from pipeline.config import EXECUTION, RESERVED, Pruning, Recovery, Reference, Study
 from pipeline.registry import UserError
+from pipeline.schema import EXECUTION, RESERVED, Pruning, Recovery, Reference, Study
 from pipeline.stage import Stage
 from pipeline.stages import (
     Cell,

@@ -18,7 +18,7 @@ from pipeline.registry import FOREIGN, UserError
 from pipeline.stage import digest
 
 if TYPE_CHECKING:
-    from pipeline.config import Study
+    from pipeline.schema import Study
     from pipeline.stage import Stage
     from pipeline.store import Store
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, Union, dataclass_transform, get_args, get_origin
 from typing import get_type_hints as type_hints
@@ -101,6 +102,7 @@ class Option:
     description: str
 
 
+@cache
 def options_of(cls: type) -> tuple[Option, ...]:
     """Every option of a dataclass in order. ``default`` is ``dataclasses.MISSING`` where it has to be given."""
     hints = type_hints(cls, include_extras=True)
@@ -307,8 +309,13 @@ def _checked(kind: Any, value: Any, where: str, mistakes: Mistakes) -> Any:
 
 
 def _from_text(kind: Any, value: Any) -> Any:
-    """Text as the number or the truth value that it writes, where one is wanted: what comes of ``${oc.env:...}``."""
+    """Text as the number or the truth value that it writes, where one is wanted: what comes of ``${oc.env:...}``.
+
+    And a whole number as text, where that is wanted: a folder called 2026.
+    """
     plain = _plain(kind)
+    if plain is str and type(value) is int:
+        return str(value)
     if isinstance(value, str) and plain in (int, float, bool):
         return {"true": True, "false": False}.get(value, value) if plain is bool else _number(value)
     return value

@@ -72,12 +72,12 @@ def _check(text: str, place: str) -> None:
     depth = 0
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+            line = _at(place, event)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise UserError(f"{place}: line {line}: nested deeper than {DEEPEST} levels")
+                raise UserError(f"{line}: nested deeper than {DEEPEST} levels")
             if getattr(event, "tag", None) not in (None, "!"):
-                raise UserError(f"{place}: line {line}: the tag {event.tag} is refused; write plain values")
+                raise UserError(f"{line}: the tag {event.tag} is refused; write plain values")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         return
@@ -92,7 +92,7 @@ def _look(node: yaml.Node, path: tuple[str, ...], place: str, mistakes: Mistakes
     if id(node) in seen:
         return
     seen.add(id(node))
-    where = f"{place}: line {node.start_mark.line + 1}: {'.'.join(path)}".removesuffix(": ")
+    where = ": ".join(filter(None, (_at(place, node), ".".join(path))))
     if isinstance(node, yaml.ScalarNode):
         number = node.tag.endswith((":int", ":float"))
         if number and (":" in node.value or OCTAL.fullmatch(node.value)):
@@ -108,7 +108,7 @@ def _look(node: yaml.Node, path: tuple[str, ...], place: str, mistakes: Mistakes
             if key.tag.endswith(":merge"):
                 continue
             if not key.tag.endswith((":str", ":int")):
-                mistakes.add(f"{place}: line {line}", f"{shown(str(key.value))} is no text to YAML; put it in quotes")
+                mistakes.add(_at(place, key), f"{shown(str(key.value))} is no text to YAML; put it in quotes")
                 continue
             if key.value in lines:
                 mistakes.add(
@@ -116,6 +116,11 @@ def _look(node: yaml.Node, path: tuple[str, ...], place: str, mistakes: Mistakes
                 )
             lines[key.value] = line
             _look(value, below, place, mistakes, seen)
+
+
+def _at(place: str, found: yaml.Node | yaml.Event) -> str:
+    """The place of something in a file, with its line; what stands behind ``key=`` is one line."""
+    return f"{place}: line {found.start_mark.line + 1}" if place.startswith("--config") else place
 
 
 def _with_text_keys(value: Any) -> Any:

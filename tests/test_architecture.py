@@ -11,15 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 # From the lowest to the highest.
 ROWS = (
     ("registry",),
-    ("files",),
-    ("stage", "table"),
+    ("files", "capacity"),
+    ("stage", "table", "yamlfile"),
     ("store", "predictions", "data", "models", "folding", "efficiency"),
     ("statistics", "training", "pruning", "distillation", "inference", "similarity", "progress", "plans"),
-    ("bias", "housekeeping", "executors"),
+    ("bias", "recovery", "housekeeping", "executors"),
     ("report",),
     ("audit", "publication"),
     ("stages",),
-    ("experiment", "export"),
+    ("schema", "export"),
+    ("config", "plan"),
     ("__main__",),
 )
 LAYERS = {name: layer for layer, row in enumerate(ROWS) for name in row}

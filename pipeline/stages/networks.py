@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import distillation, models, pruning, recovery, training
+from pipeline.capacity import require_memory, require_room
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.data.batches import Batch, Batches
 from pipeline.files import write_atomically
@@ -297,6 +298,11 @@ class Recover(Stage):
         return facts
 
     def check(self, data_root: Path) -> None:
+        if self.cache_logits:
+            train = load_splits(self.dense.data, data_root).train
+            size = 4 * self.fit.epochs * len(train) * (len(train.classes) + 1) * len(self.teachers or (self.dense,))
+            require_room(data_root / "logits", size, f"recoveries: '{self.title}': cache_logits")
+        check_answers(self.dense.network, self.update, self.examples, self.dense.data, data_root)
         teachers = tuple(teacher.network for teacher in self.teachers or (self.dense,))
         try:
             check_objective(
@@ -424,9 +430,36 @@ def _fit(
 
 @cache
 def check_images(network: str, data: Data, data_root: Path) -> None:
-    """Raises UserError for a network that does not take the images."""
+    """Raises UserError for a network that does not take the images, or whose training does not fit into memory."""
     split = load_splits(data, data_root).train
-    models.build(network, input_shape=split.input_shape, classes=len(split.classes))
+    sizes = {"input_shape": split.input_shape, "classes": len(split.classes)}
+    try:
+        with torch.device("meta"):  # shapes only
+            built = models.build(network, **sizes)
+    except NotImplementedError:  # some of torchvision's read what they draw; these are of a few GB at most
+        built = models.build(network, **sizes)
+    # Weights, gradients, and up to two numbers of the optimizer for each.
+    size = 4 * sum(parameter.numel() * parameter.element_size() for parameter in built.parameters())
+    require_memory(size, f"network: training {network}")
+
+
+@cache
+def check_answers(
+    network: str, update: recovery.Update, examples: recovery.Selection, data: Data, data_root: Path
+) -> None:
+    """Raises UserError for an update that moves nothing, or examples without one of every class."""
+    split = load_splits(data, data_root).train
+    chosen = examples.choose(split)
+    if missing := set(range(len(split.classes))) - set(chosen.labels.tolist()):
+        name = split.classes[min(missing)]
+        raise UserError(f"recoveries: examples {examples.name} leaves none of the class '{name}'; choose others")
+    built = models.build(network, input_shape=split.input_shape, classes=len(split.classes))
+    info = models.describe(built, network, split.classes, split.input_shape, (), ())
+    known = {name for name, _ in built.named_parameters()}
+    moving = set(update.moves(built, info))
+    if not moving or moving - known:
+        what = f"no parameter {min(moving - known)}" if moving - known else "no parameter that moves"
+        raise UserError(f"recoveries: update {update.name}: {network} has {what}; choose another")
 
 
 @cache
