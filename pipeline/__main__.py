@@ -170,8 +170,9 @@ def study(chosen: argparse.Namespace) -> int:
             console.print(f"{noted.study}: nothing to compute, all results exist", highlight=False)
             return finish(console, store, noted.study, noted.report)
 
-    from pipeline import executors
+    from pipeline import executors, yamlfile
 
+    content = yamlfile.load(chosen.config, chosen.overrides)  # what is no YAML is refused before anything is loaded
     if chosen.verb not in ("show", "plan") and "workers=1" not in chosen.overrides:
         executors.start_server()
     from pipeline import config, plan
@@ -179,7 +180,7 @@ def study(chosen: argparse.Namespace) -> int:
     from pipeline.stage import in_order
     from pipeline.store import StageBroken
 
-    settings = config.load(chosen.config, chosen.overrides)
+    settings = config.parse(content)
     planned = plan.plan(settings, data_root)
     stages = in_order([planned.report])
     if chosen.verb in ("show", "plan"):

@@ -294,17 +294,19 @@ def _checked(kind: Any, value: Any, where: str, mistakes: Mistakes) -> Any:
     """A value that is neither dataclass nor list of them, held against its type and bounds."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    if get_origin(_plain(kind)) is Literal:
+        choices = get_args(_plain(kind))
+        if any(type(value) is type(choice) and value == choice for choice in choices):  # True equals 1
+            return value
+        mistakes.add(where, f"{shown(value)} is unknown; {nearest(value, map(str, choices))}")
+        return WRONG
     try:
         adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
         return adapter.validate_python(_from_text(kind, tuple(value) if isinstance(value, list) else value))
     except ValidationError as error:
-        choices = get_args(_plain(kind)) if get_origin(_plain(kind)) is Literal else ()
         refused = any(detail["type"] == "value_error" for detail in error.errors())  # by a function that marks the type
         causes = [reason for _, reason in _reasons(error)] if refused else []
-        if choices:
-            mistakes.add(where, f"{shown(value)} is unknown; {nearest(value, map(str, choices))}")
-        else:
-            mistakes.add(where, f"{shown(value)} is refused; {causes[0] if causes else f'give {allowed(kind)}'}")
+        mistakes.add(where, f"{shown(value)} is refused; {causes[0] if causes else f'give {allowed(kind)}'}")
         return WRONG
 
 

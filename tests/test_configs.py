@@ -129,7 +129,9 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "broken.yaml").write_text("study: [unclosed\n")
     (tmp_path / "empty.yaml").write_text("")
-    for name in ("list", "broken", "empty"):
+    for name in ("list", "broken"):
         with pytest.raises(UserError) as error:
             config.load(tmp_path / f"{name}.yaml")
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"^study: missing; .*\ndata: missing; .*\nnetwork: missing; .*$"):
+        config.load(tmp_path / "empty.yaml")
