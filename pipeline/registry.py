@@ -379,7 +379,7 @@ class Registry(Generic[T]):
     def read(self, value: Any, where: str, mistakes: Mistakes) -> T:
         """``"kd"`` or ``{"name": "kd", "temperature": 4}`` becomes the dataclass registered as ``kd``; see `read`."""
         if not isinstance(value, str | Mapping) or not value:
-            mistakes.add(where, f"{shown(value)} names no {self.kind}; {nearest('', self._classes)}")
+            mistakes.add(where, f"{shown(value)} is no {self.kind}; {nearest('', self._classes)}")
             return WRONG
         values = {"name": value} if isinstance(value, str) else dict(value)
         name = values.pop("name", None)

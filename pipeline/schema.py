@@ -11,13 +11,13 @@ from pydantic import Field
 
 from pipeline import distillation, models, pruning, recovery
 from pipeline.data import DATASETS, Data
-from pipeline.data.split import Kept
 from pipeline.registry import (
     NO_OPTION,
     WRONG,
     Mistakes,
     Reads,
     Refused,
+    Registry,
     UserError,
     listed,
     made,
@@ -87,40 +87,31 @@ def _budgets(value: Any, where: str, mistakes: Mistakes) -> tuple[int, ...]:
     return found if found is WRONG else tuple(sorted(set(found)))
 
 
-def _data(value: Any, where: str, mistakes: Mistakes) -> Data:
-    """Options of the dataset and those of its division stand in one mapping."""
-    if not isinstance(value, str | Mapping) or not value:
-        mistakes.add(where, f"{shown(value)} is no dataset; {nearest(value, DATASETS)}")
-        return WRONG
-    values = {"name": value} if isinstance(value, str) else dict(value)
-    own = [option.name for option in options_of(Data) if option.name != "dataset"]
-    division = {name: values.pop(name) for name in list(values) if name in own}
-    name, before = values.get("name"), len(mistakes)
-    if isinstance(name, str) and name in DATASETS:
-        # Before the dataset refuses an option, so that the message can offer those of Data too.
-        known = {*own, "name", *(option.name for option in options_of(DATASETS[name]))}
+def _beside(cls: type, inner: str, registry: Registry, value: Any, where: str, mistakes: Mistakes) -> Any:
+    """A dataclass whose options stand in one mapping with those of what its field ``inner`` holds."""
+    if not isinstance(value, str | Mapping):
+        return registry.read(value, where, mistakes)  # which refuses it
+    values, before = {"name": value} if isinstance(value, str) else dict(value), len(mistakes)
+    own = {option.name: option.type for option in options_of(cls) if option.name != inner}
+    found = {
+        name: read(own[name], values.pop(name), f"{where}.{name}", mistakes) for name in list(values) if name in own
+    }
+    name = values.get("name")
+    if isinstance(name, str) and name in registry:  # here, since the registry's class could not offer those of ``cls``
+        known = {"name", *own, *(option.name for option in options_of(registry[name]))}
         for key in [key for key in values if key not in known]:
             mistakes.add(f"{where}.{key}", f"unknown option; {nearest(key, known)}")
             del values[key]
-    dataset = DATASETS.read(values, where, mistakes)
-    if "keep" in division:
-        shares = division["keep"]
-        if not isinstance(shares, Mapping):
-            mistakes.add(f"{where}.keep", f"{shown(shares)} is no mapping; give class: share, such as {{cat: 0.1}}")
-            division["keep"] = ()
-        else:
-            division["keep"] = _kept(shares, f"{where}.keep", mistakes)
-    found = {
-        key: part if key == "keep" else read(option.type, part, f"{where}.{key}", mistakes)
-        for option in options_of(Data)
-        if (key := option.name) in division
-        for part in [division[key]]
-    }
-    return WRONG if len(mistakes) > before else made(Data, {"dataset": dataset, **found}, where, mistakes)
+    found[inner] = registry.read(values, where, mistakes)
+    return WRONG if len(mistakes) > before else made(cls, found, where, mistakes)
 
 
-def _kept(shares: Mapping[str, Any], where: str, mistakes: Mistakes) -> tuple[tuple[str, float], ...]:
-    return tuple((name, read(Kept, share, f"{where}.{name}", mistakes)) for name, share in shares.items())
+def _data(value: Any, where: str, mistakes: Mistakes) -> Data:
+    return _beside(Data, "dataset", DATASETS, value, where, mistakes)
+
+
+def _pruning(value: Any, where: str, mistakes: Mistakes) -> Pruning:
+    return _beside(Pruning, "method", pruning.METHODS, value, where, mistakes)
 
 
 def _losses(value: Any, where: str, mistakes: Mistakes) -> tuple[distillation.Loss, ...]:
@@ -141,22 +132,6 @@ def _window(value: Any, where: str, mistakes: Mistakes) -> tuple[float, float]:
         mistakes.add(where, f"{shown(value)} is refused; {said}")
         return WRONG
     return tuple(shares)
-
-
-def _pruning(value: Any, where: str, mistakes: Mistakes) -> Pruning:
-    """Options of the method and those of `Pruning` stand in one mapping."""
-    if not isinstance(value, str | Mapping) or not value or (isinstance(value, Mapping) and "name" not in value):
-        mistakes.add(where, f"{shown(value)} names no pruning method; {nearest('', pruning.METHODS)}")
-        return WRONG
-    values, before = {"name": value} if isinstance(value, str) else dict(value), len(mistakes)
-    kinds = {option.name: option.type for option in options_of(Pruning)}
-    own = {
-        name: read(kinds[name], values.pop(name), f"{where}.{name}", mistakes)
-        for name in ("schedule", "title")
-        if name in values
-    }
-    method = pruning.METHODS.read(values, where, mistakes)
-    return WRONG if len(mistakes) > before else made(Pruning, {"method": method, **own}, where, mistakes)
 
 
 # ------------------------------------------------------------------------------------------------------- the schema

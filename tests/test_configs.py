@@ -111,7 +111,7 @@ def test_seeds(value, seeds):
         ("seeds=nan", r"^seeds: 'nan' is refused"),
         ("data=5", r"^data: 5 is no dataset"),
         ("data.keep=5", r"^data.keep: 5 is no mapping"),
-        ("prunings=[5]", r"^prunings.0: 5 names no pruning method"),
+        ("prunings=[5]", r"^prunings.0: 5 is no pruning method"),
         ("prunings=[{name: magnitude, title: dense}]", r"^prunings: the title 'dense' stands for the dense networks"),
         ("recoveries=[{losses: kd, title: none}]", r"^recoveries: the title 'none' stands for no training"),
         ("recoveries=[{losses: kd, title: ../../x}]", r"^recoveries: the title '../../x' names folders too"),

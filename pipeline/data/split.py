@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.registry import UserError, options
+from pipeline.registry import WRONG, Mistakes, Reads, UserError, options, read, shown
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,16 @@ class Augmentation:
     flip: Annotated[bool, Field(description="mirror every other image")] = True
 
 
-Kept = Annotated[float, Field(description="share of a class's training examples to keep", gt=0, le=1)]
+Kept = Annotated[float, Field(gt=0, le=1)]
+
+
+def _read_keep(value: Any, where: str, mistakes: Mistakes) -> tuple[tuple[str, float], ...]:
+    """In YAML a mapping, here a tuple, which can be hashed."""
+    if not isinstance(value, Mapping):
+        mistakes.add(where, f"{shown(value)} is no mapping; give class: share, such as {{cat: 0.1}}")
+        return WRONG
+    shares = {name: read(Kept, share, f"{where}.{name}", mistakes) for name, share in value.items()}
+    return WRONG if WRONG in shares.values() else tuple(shares.items())
 
 
 @options
@@ -118,6 +128,7 @@ class Data:
     keep: Annotated[
         tuple[tuple[str, Kept], ...],
         Field(description="class name or index: share of its training examples to keep, such as {cat: 0.1}"),
+        Reads(_read_keep, "a mapping of classes to shares, each above 0 and at most 1"),
     ] = ()
     long_tail: Annotated[
         float,
