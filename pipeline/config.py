@@ -86,6 +86,9 @@ def _read_recovery(value: Any, where: str, mistakes: Mistakes, study: Mapping[st
     found = read_fields(Recovery, {"losses": None, **own}, where, mistakes)
     start = found.get("start", WRONG)
     section = _section(study, "recover" if start is WRONG else start.follows)
+    trained = _section(study, "train").epochs
+    if start is not WRONG and max(start.early_epochs, default=0) > trained:
+        mistakes.add(f"{where}.start", f"goes back to epoch {max(start.early_epochs)}, but train has only {trained}")
     changes = values.get("fit")
     found["fit"] = section if changes is None else read_options(Fit, changes, f"{where}.fit", mistakes, section)
     found["own_fit"] = changes is not None

@@ -32,7 +32,7 @@ class Fit:
     epochs: Annotated[int, Field(description="passes over the training split", ge=1, le=100_000)] = 12
     batch_size: Annotated[int, Field(description="images per step", ge=1, le=1_000_000)] = 128
     optimizer: Annotated[Literal["sgd", "adamw"], Field(description="what turns gradients into steps")] = "sgd"
-    learning_rate: Annotated[float, Field(description="the rate at its peak", ge=0, le=1e6)] = 0.1
+    learning_rate: Annotated[float, Field(description="the rate at its peak", ge=0, le=1e12)] = 0.1
     schedule: Annotated[
         Literal["cosine", "steps", "constant"],
         Field(description="the rate over time: cosine to zero, steps at the milestones, or constant"),
@@ -41,13 +41,13 @@ class Fit:
         tuple[Annotated[float, Field(gt=0, lt=1)], ...],
         Field(description="rising shares of training at which steps multiplies the rate by decay"),
     ] = (0.625, 0.75, 0.875)
-    decay: Annotated[float, Field(description="what the rate is multiplied by at a milestone", ge=0, le=1e6)] = 0.1
+    decay: Annotated[float, Field(description="what the rate is multiplied by at a milestone", ge=0, le=1e12)] = 0.1
     warmup: Annotated[
         float, Field(description="share of training over which the rate rises linearly from zero", ge=0, lt=1)
     ] = 0.1
     momentum: Annotated[float, Field(description="of SGD; the first beta of AdamW", ge=0, lt=1)] = 0.9
     nesterov: Annotated[bool, Field(description="Nesterov's momentum, with sgd")] = False
-    weight_decay: Annotated[float, Field(description="L2 on every parameter that is trained", ge=0, le=1e6)] = 5e-4
+    weight_decay: Annotated[float, Field(description="L2 on every parameter that is trained", ge=0, le=1e12)] = 5e-4
     augmentation: Annotated[Augmentation, Field(description="random crops and flips")] = field(
         default_factory=Augmentation
     )

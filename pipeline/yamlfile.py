@@ -42,16 +42,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{place}: holds no mapping of keys to values")
     content = _with_text_keys(content)
+    told: list[str] = []
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"{shown(override)}: an override has the form key=value, such as sparsities=[0.5,0.9]")
-        _check(value, key)
         try:
-            said = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-            raise UserError(f"{key}: {shown(value)} is no value ({_line(error)})") from None
-        _put(content, key, _with_text_keys(said))
+            _override(content, override)
+        except UserError as error:
+            told += str(error).splitlines()
+    if told:
+        raise UserError("\n".join(told))
     try:
         plain = OmegaConf.to_container(OmegaConf.create(content), resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
@@ -65,6 +63,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    """Puts what ``key=value`` says into the content; raises UserError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{shown(override)}: an override has the form key=value, such as sparsities=[0.5,0.9]")
+    _check(value, key)
+    try:
+        said = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{key}: {shown(value)} is no value ({_line(error)})") from None
+    _put(content, key, _with_text_keys(said))
 
 
 def _check(text: str, place: str) -> None:

@@ -127,8 +127,35 @@ def test_rewound_in_one_shot_goes_on_with_dense_training(store):
     assert (store.open(student.dense) / "epoch1.safetensors").exists()
     rows = (store.open(student) / "history.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["2"], "the first epoch is left out"
+    longer = (
+        make_plan(config.load(SMOKE, [*QUICK, "recoveries=[{losses: kd, start: rewound}]"]), store.root / "data")
+        .cells[0]
+        .networks[0]
+    )
+    assert longer.network is longer.dense, "and at sparsity 0, from the dense network itself"
+    for stage in in_order([longer]):
+        store.execute(stage, Context(store, store.root / "data"))
+    again, dense = (models.load_tensors(store.open(one) / "weights.safetensors") for one in (longer, longer.dense))
+    assert again.keys() == dense.keys()
     rate_only, _ = recovered(store, "{losses: finetune, start: {name: rewound, epoch: 1, weights: false}}")
     assert rate_only.dense.keep_epochs == () and rate_only.fit == student.fit
+
+
+@pytest.mark.parametrize(
+    "recovery,message",
+    [
+        ("{losses: kd, start: {name: rewound, epoch: 2}}", "^recoveries.0.start.epoch: 2 leaves nothing of 2 epochs"),
+        (
+            "{losses: kd, start: {name: rewound, epoch: 3}, fit: {epochs: 9}}",
+            "^recoveries.0.start: goes back to epoch 3, but train has only 2$",
+        ),
+        ("{losses: none, update: everything, examples: most}", "^recoveries.0.examples: 'most' is no selection of"),
+        ("{losses: kd, mixture: 3}", "^recoveries.0.mixture: 3 is no mixture of examples; known: uniform$"),
+    ],
+)
+def test_mistakes_are_named(recovery, message):
+    with pytest.raises(UserError, match=message):
+        config.load(SMOKE, [*QUICK, f"recoveries=[{recovery}]"])
 
 
 def test_starts_need_what_they_say():

@@ -279,6 +279,13 @@ def test_all_mistakes_are_told_at_once(tmp_path):
     )
 
 
+def test_all_overrides_are_told_at_once():
+    with pytest.raises(UserError) as error:
+        config.load(ROOT / "configs" / "smoke.yaml", ["workers", "seeds=1:30", "recoveries.7=kd", "train.epochs=3"])
+    places = [line.split(":")[0] for line in str(error.value).splitlines()]
+    assert places == ["'workers'", "seeds", "recoveries.7"]
+
+
 def run(*arguments, **options):
     """The real command: its exit status, and the lines of its errors."""
     begun = time.monotonic()

@@ -1,15 +1,20 @@
 """Every file in configs/ loads and plans; every mistake in one is named in one line."""
 
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import config
+from pipeline.data import DATASETS, Augmentation
 from pipeline.distillation import LOSSES
 from pipeline.plan import plan as make_plan
-from pipeline.registry import UserError
+from pipeline.pruning import METHODS, SCHEDULES
+from pipeline.recovery import MIXTURES, SELECTIONS, STARTS, UPDATES
+from pipeline.registry import UserError, options_of
+from pipeline.schema import Pruning, Recovery, Reference, Study
 from pipeline.stage import in_order
-from pipeline.stages import Prune, Recover, Train
+from pipeline.training import Fit
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
@@ -37,38 +42,62 @@ def test_the_readme_names_every_loss_and_study():
     assert not missing
 
 
-def test_a_study_contains_its_controls(tmp_path):
-    study = config.load(SMOKE, ["seeds=3", "sparsities=[0.5,0.9]", "recoveries=[none,finetune,kd]"])
-    plan = make_plan(study, tmp_path)
-    controls = [cell for cell in plan.cells if cell.sparsity == 0]
-    assert {cell.recovery for cell in controls} == {"finetune", "kd"}
-    assert all(isinstance(network.network, Train) for cell in controls for network in cell.networks)
-    assert len(plan.similar) == 3 and len(plan.floor.networks) == 3
-    assert len([cell for cell in plan.cells if cell.sparsity == 0.9]) == 3
-    assert len({network.key for network in plan.dense}) == 3
-    for cell in plan.cells:
-        for reference, network in zip(cell.score.references, cell.networks, strict=True):
-            assert reference.network == network.dense, "a network is compared with its own parent"
+def test_every_option_is_described():
+    """What documentation is made of."""
+    registries = (DATASETS, LOSSES, METHODS, SCHEDULES, STARTS, SELECTIONS, MIXTURES, UPDATES)
+    classes = [registry[name] for registry in registries for name in registry]
+    classes += [Study, Recovery, Pruning, Reference, Fit, Augmentation]
+    missing = [
+        f"{cls.__name__}.{option.name}"
+        for cls in classes
+        for option in options_of(cls)
+        if not option.description or not option.allowed
+    ]
+    assert not missing and all(cls.__doc__ for cls in classes)
+    (epochs,) = [option for option in options_of(Fit) if option.name == "epochs"]
+    assert (epochs.allowed, epochs.default) == ("a whole number from 1 to 100000", 12)
 
 
-def test_a_further_sparsity_shares_what_exists(tmp_path):
-    stages = []
-    for sparsities in ("[0.9]", "[0.5,0.9]"):
-        plan = make_plan(config.load(SMOKE, [f"sparsities={sparsities}"]), tmp_path)
-        stages.append({stage.key: stage for stage in in_order([plan.report])})
-    new = [stage for key, stage in stages[1].items() if key not in stages[0]]
-    assert not [stage for stage in new if isinstance(stage, Train)]
-    assert {stage.sparsity for stage in new if isinstance(stage, Prune)} == {0.5}
-    networks = [stage.network for stage in new if isinstance(stage, Recover)]
-    assert all(isinstance(network, Prune) and network.sparsity == 0.5 for network in networks)
+def test_options_refuse_in_python_too():
+    for options in ({"epochs": 0}, {"epochs": True}, {"epochs": 2.5}, {"schedule": "cosin"}, {"nesterov": 1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Fit(**options)
+    assert Fit(learning_rate=1) == Fit(learning_rate=1.0) and hash(Fit()) == hash(Fit(epochs=12))
+    assert replace(Fit(), epochs=3).epochs == 3
+    with pytest.raises(ValueError, match="epochs"):
+        replace(Fit(), epochs=-3)
+    with pytest.raises(FrozenInstanceError):
+        Fit().epochs = 3
 
 
-def test_titles_and_workers_name_no_result(tmp_path):
-    keys = set()
-    for override in ("prunings=[{name: magnitude, title: renamed}]", "workers=1", "threads=1"):
-        plan = make_plan(config.load(SMOKE, [override]), tmp_path)
-        keys.add(tuple(cell.networks[0].key for cell in plan.cells))
-    assert len(keys) == 1
+def test_text_from_the_environment_is_the_number_that_it_writes(monkeypatch):
+    monkeypatch.setenv("EPOCHS", "7")
+    assert config.load(SMOKE, ["train.epochs=${oc.env:EPOCHS}", "recover.epochs=${train.epochs}"]).recover.epochs == 7
+    monkeypatch.setenv("EPOCHS", "seven")
+    with pytest.raises(UserError, match="^train.epochs: 'seven' is refused; give a whole number"):
+        config.load(SMOKE, ["train.epochs=${oc.env:EPOCHS}"])
+
+
+def test_overrides_reach_into_lists_and_keep_what_they_do_not_name():
+    study = config.load(
+        SMOKE, ["recoveries=[none,{losses: kd}]", "recoveries.1.window=[0,0.5]", "train={epochs: 3}", "study=2026"]
+    )
+    assert study.recoveries[1].window == (0.0, 0.5) and study.study == "2026"
+    assert (study.train.epochs, study.train.batch_size) == (3, 32)
+
+
+def test_a_fit_says_what_is_other_than_in_its_section():
+    study = config.load(SMOKE, ["recoveries=[{losses: kd, fit: {epochs: 3, augmentation: {flip: true}}}]"])
+    fit = study.recoveries[0].fit
+    assert (fit.epochs, fit.batch_size, fit.augmentation) == (3, 32, Augmentation(crop_padding=1, flip=True))
+
+
+def test_what_a_study_does_not_say_is_filled_in():
+    said = {"study": "x", "data": "synthetic", "network": "resnet8"}
+    study = config.parse(said)
+    assert [one.called() for one in study.recoveries] == ["none", "finetune", "kd"] and study.seeds == (0, 1, 2)
+    again = config.parse(study.resolved)
+    assert again == study and study.resolved["sparsities"] == [0.5, 0.9, 0.95]
 
 
 @pytest.mark.parametrize("value,seeds", [("3", (0, 1, 2)), ("[4,7]", (4, 7)), ("4,7", (4, 7))])
