@@ -302,7 +302,7 @@ def _checked(kind: Any, value: Any, where: str, mistakes: Mistakes) -> Any:
         return WRONG
     try:
         adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
-        return adapter.validate_python(_from_text(kind, tuple(value) if isinstance(value, list) else value))
+        return adapter.validate_python(_as_meant(kind, tuple(value) if isinstance(value, list) else value))
     except ValidationError as error:
         refused = any(detail["type"] == "value_error" for detail in error.errors())  # by a function that marks the type
         causes = [reason for _, reason in _reasons(error)] if refused else []
@@ -310,14 +310,16 @@ def _checked(kind: Any, value: Any, where: str, mistakes: Mistakes) -> Any:
         return WRONG
 
 
-def _from_text(kind: Any, value: Any) -> Any:
-    """Text as the number or the truth value that it writes, where one is wanted: what comes of ``${oc.env:...}``.
+def _as_meant(kind: Any, value: Any) -> Any:
+    """A value that was written in another way than its type: 1e3 where a whole number is wanted, a folder called 2026.
 
-    And a whole number as text, where that is wanted: a folder called 2026.
+    And text as the number or the truth value that it writes, where one is wanted: what comes of ``${oc.env:...}``.
     """
     plain = _plain(kind)
     if plain is str and type(value) is int:
         return str(value)
+    if plain is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, str) and plain in (int, float, bool):
         return {"true": True, "false": False}.get(value, value) if plain is bool else _number(value)
     return value

@@ -36,6 +36,7 @@ RESERVED = {"prunings": "dense", "recoveries": "none"}
 # What stands for losses: no training, or training on the labels alone.
 WITHOUT_TEACHER = {"none": None, "finetune": "ce"}
 
+MOST_SEEDS = 256  # each is compared with every other
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Budget = Annotated[int, Field(ge=1, le=100_000)]
 
@@ -61,8 +62,11 @@ def _seeds(value: Any, where: str, mistakes: Mistakes) -> tuple[int, ...]:
         if seeds == ():
             mistakes.add(where, "empty; give a number of seeds or a list of them")
             return WRONG
+        if seeds is not WRONG and len(seeds) > MOST_SEEDS:
+            mistakes.add(where, f"{len(seeds)} seeds are refused; give at most {MOST_SEEDS}")
+            return WRONG
         return seeds if seeds is WRONG else tuple(dict.fromkeys(seeds))
-    count = read(Annotated[int, Field(ge=1, le=10_000)], value, where, mistakes)
+    count = read(Annotated[int, Field(ge=1, le=MOST_SEEDS)], value, where, mistakes)
     return count if count is WRONG else tuple(range(count))
 
 

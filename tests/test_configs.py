@@ -78,6 +78,12 @@ def test_text_from_the_environment_is_the_number_that_it_writes(monkeypatch):
         config.load(SMOKE, ["train.epochs=${oc.env:EPOCHS}"])
 
 
+def test_whole_numbers_may_be_written_with_a_point_or_exponent():
+    study = config.load(SMOKE, ["resamples=1e3", "train.epochs=2.0", "budgets=1,2.0"])
+    assert (study.resamples, study.train.epochs) == (1000, 2) and isinstance(study.train.epochs, int)
+    assert [one.fit.epochs for one in study.recoveries if one.losses] == [1, 2]
+
+
 def test_overrides_reach_into_lists_and_keep_what_they_do_not_name():
     study = config.load(
         SMOKE, ["recoveries=[none,{losses: kd}]", "recoveries.1.window=[0,0.5]", "train={epochs: 3}", "study=2026"]
@@ -114,6 +120,10 @@ def test_seeds(value, seeds):
         ("sparsities=[0.5,-0.1]", r"^sparsities.1: -0.1 is outside"),
         ("sparsities=high", r"^sparsities: 'high' is refused; give a share"),
         ("seeds=0", r"^seeds: 0 is refused"),
+        ("seeds=257", r"^seeds: 257 is refused; give a whole number from 1 to 256"),
+        (f"seeds={list(range(300))}", r"^seeds: 300 seeds are refused; give at most 256"),
+        ("seeds=2.5", r"^seeds: 2.5 is refused; give a whole number"),
+        ("train.epochs=2.5", r"^train.epochs: 2.5 is refused; give a whole number"),
         ("train.epochs=many", r"^train.epochs: 'many' is refused; give a whole number from 1 to 100000$"),
         ("train.epoch=3", r"^train.epoch: unknown option; .*did you mean 'epochs'\?"),
         (
