@@ -57,16 +57,19 @@ def _valid(values: Any) -> Iterable[Any]:
 
 
 def _filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with the defaults of keys that it does not name, as YAML could hold them."""
+    """The configuration with the defaults of keys that it does not name, as YAML could hold them.
+
+    In the order of the schema: the same in other words is the same report.
+    """
     plain = {
         "train": {},
         "recover": {},
         "prunings": [one.called() for one in defaults["prunings"]],
         "recoveries": [one.called() for one in defaults["recoveries"]],
     }
-    missing = {name: value for name, value in defaults.items() if name not in content}
-    return dict(content) | {
-        name: plain.get(name, list(value) if isinstance(value, tuple) else value) for name, value in missing.items()
+    return {
+        name: content[name] if name in content else plain.get(name, list(value) if isinstance(value, tuple) else value)
+        for name, value in defaults.items()
     }
 
 

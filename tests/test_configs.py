@@ -102,6 +102,8 @@ def test_what_a_study_does_not_say_is_filled_in():
     said = {"study": "x", "data": "synthetic", "network": "resnet8"}
     study = config.parse(said)
     assert [one.called() for one in study.recoveries] == ["none", "finetune", "kd"] and study.seeds == (0, 1, 2)
+    said_again = config.parse({"threads": 1, **said, "sparsities": [0.5, 0.9, 0.95]})
+    assert list(said_again.resolved.items()) == list(study.resolved.items())
     again = config.parse(study.resolved)
     assert again == study and study.resolved["sparsities"] == [0.5, 0.9, 0.95]
 
