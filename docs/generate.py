@@ -13,17 +13,18 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline import experiment, models  # noqa: E402
+from pipeline import models, recovery  # noqa: E402
 from pipeline.bias import MEASURES  # noqa: E402
 from pipeline.data import DATASETS, Augmentation, Data  # noqa: E402
 from pipeline.distillation import LOSSES  # noqa: E402
 from pipeline.pruning import METHODS, SCHEDULES  # noqa: E402
-from pipeline.registry import Registry  # noqa: E402
+from pipeline.registry import Registry, options_of  # noqa: E402
+from pipeline.schema import Recovery, Study  # noqa: E402
 from pipeline.similarities import SIMILARITIES  # noqa: E402
 from pipeline.training import Fit  # noqa: E402
 
@@ -34,74 +35,12 @@ BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end of (?P
 # ------------------------------------------------------------------------------------------------ what classes say
 
 
-@dataclasses.dataclass(frozen=True)
-class Option:
-    """An option of a registered class. kind: what it takes, in words. default: as it is written in YAML."""
-
-    name: str
-    kind: str
-    default: str
-    description: str
-
-
-def options_of(cls: type) -> list[Option]:
-    """The fields of a dataclass, with what its annotations or its docstring say of them."""
-    hints, said = get_type_hints(cls, include_extras=True), descriptions(cls)
-    found = []
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        marks = [getattr(mark, "description", None) for mark in getattr(hints[field.name], "__metadata__", ())]
-        description = next((mark for mark in marks if mark), said.get(field.name, ""))
-        found.append(Option(field.name, kind_of(hints[field.name]), yaml_of(default), description))
-    return found
-
-
-def descriptions(cls: type) -> dict[str, str]:
-    """What docstrings of a class and its parents say of its fields, as ``name: text`` or ``one, other: text``."""
-    place = described_fields(cls)
-    if place is None:
-        return {}
-    found: dict[str, str] = {}
-    for parent in reversed(cls.__mro__[:-1]):
-        for paragraph in paragraphs(parent):
-            matches = list(place.finditer(paragraph))
-            ends = [match.start() for match in matches[1:]] + [len(paragraph)]
-            for match, end in zip(matches, ends[: len(matches)], strict=True):
-                text = paragraph[match.end() : end].strip(" ;")
-                for name in [match[1], *match[2].split(", ")[1:]]:
-                    found[name] = text
-    return found
-
-
-def described_fields(cls: type) -> re.Pattern | None:
-    """Where a docstring begins to speak of fields of a class; None for a class without fields."""
-    names = "|".join(re.escape(field.name) for field in dataclasses.fields(cls))
-    return re.compile(rf"(?:^|(?<=[.;] ))({names})((?:, (?:{names}))*): ") if names else None
-
-
 def paragraphs(documented: object) -> list[str]:
     """The paragraphs of a docstring of its own, each on one line, with names in Markdown's single quotes."""
     text = inspect.cleandoc(getattr(documented, "__dict__", {}).get("__doc__") or "")
     found = [re.sub(r"\s+", " ", part).strip() for part in text.split("\n\n")]
     found = [re.sub(r":\w+:`([^`]+)`", r"`\1`", part.replace("``", "`")) for part in found]
     return [part for part in found if part and not part.startswith(("Raises:", "Args:"))]
-
-
-def kind_of(hint: Any) -> str:
-    """A type in words."""
-    if hasattr(hint, "__metadata__"):
-        hint = hint.__origin__
-    if get_origin(hint) is Literal:
-        return " or ".join(f"`{part}`" for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        return "list"
-    if dataclasses.is_dataclass(hint):
-        return "mapping"
-    words = {int: "whole number", float: "number", bool: "true or false", str: "text"}
-    several = [words.get(part, "null" if part is type(None) else "value") for part in get_args(hint)]
-    return words.get(hint) or " or ".join(several) or "value"
 
 
 def yaml_of(value: Any) -> str:
@@ -166,13 +105,15 @@ def by_module(registry: Registry) -> dict[str, list[str]]:
 def own_options(cls: type, shared: type | None = None) -> str:
     """``name = default`` of the options that a class adds to those of all its kind."""
     known = {field.name for field in dataclasses.fields(shared)} if shared else set()
-    found = [code(f"{option.name}: {option.default}") for option in options_of(cls) if option.name not in known]
+    found = [
+        code(f"{option.name}: {yaml_of(option.default)}") for option in options_of(cls) if option.name not in known
+    ]
     return ", ".join(found)
 
 
 def option_table(cls: type, prefix: str = "") -> str:
     rows = [
-        [code(prefix + option.name), option.kind, code(option.default), option.description]
+        [code(prefix + option.name), option.allowed, code(yaml_of(option.default)), option.description]
         for option in options_of(cls)
     ]
     return table(("key", "takes", "default", "meaning"), rows)
@@ -189,7 +130,7 @@ def notes(registry: Registry, names: Iterable[str]) -> str:
     for name in names:
         for option in options_of(registry[name]):
             if option.name not in shared and option.description:
-                meaning.setdefault((option.name, option.kind, option.description), []).append(name)
+                meaning.setdefault((option.name, option.allowed, option.description), []).append(name)
     rows = [
         [code(option), "all of these" if users == list(names) else ", ".join(map(code, users)), kind, description]
         for (option, kind, description), users in sorted(meaning.items())
@@ -266,11 +207,16 @@ def pruning_schedules() -> str:
 
 
 def study_keys() -> str:
-    rows = [
-        [code(name), code(yaml_of(experiment.DEFAULTS[name])) if name in experiment.DEFAULTS else "", meaning]
-        for name, meaning in experiment.SECTIONS.items()
-    ]
-    return table(("key", "default", "meaning"), rows)
+    return option_table(Study)
+
+
+def recovery_options() -> str:
+    """The keys of a recovery, and what may be registered for those of them that have a registry."""
+    parts = [option_table(Recovery)]
+    for registry in (recovery.STARTS, recovery.SELECTIONS, recovery.MIXTURES, recovery.UPDATES):
+        rows = [[code(name), own_options(registry[name]), summary(registry[name])] for name in registry]
+        parts += [table((registry.kind, "options", "what it is"), rows), notes(registry, list(registry))]
+    return "\n".join(filter(None, parts))
 
 
 def fit_options() -> str:
@@ -280,7 +226,7 @@ def fit_options() -> str:
 def data_options() -> str:
     rows = [[code(name), own_options(DATASETS[name]), summary(DATASETS[name])] for name in DATASETS]
     shared = [option for option in options_of(Data) if option.name != "dataset"]
-    keys = [[code(option.name), option.kind, code(option.default), option.description] for option in shared]
+    keys = [[code(option.name), option.allowed, code(yaml_of(option.default)), option.description] for option in shared]
     parts = (
         table(("name", "options", "what it is"), rows),
         notes(DATASETS, list(DATASETS)),
@@ -300,9 +246,8 @@ def _shared(registry: Registry) -> type:
 
 
 def _rest(cls: type) -> list[str]:
-    """The further paragraphs of what a class says, without those that explain its options."""
-    place = described_fields(cls)
-    return [part for part in paragraphs(cls)[1:] if place is None or not place.match(part)]
+    """The further paragraphs of what a class says."""
+    return paragraphs(cls)[1:]
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -314,6 +259,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "pruning schedules": pruning_schedules,
     "study keys": study_keys,
     "fit options": fit_options,
+    "recovery options": recovery_options,
     "data options": data_options,
     "networks": networks,
 }

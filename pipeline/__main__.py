@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline import __version__
 from pipeline.files import describe_os_error
@@ -38,10 +38,23 @@ STAGE_VERBS = {
 DEFAULT_CONFIG = Path("configs/mnist5k.yaml")
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake on the command line as any other: ``error: ...`` first, exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n{self.format_usage()}")
+
+
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be this folder
+        raise argparse.ArgumentTypeError("empty; give a path")
+    return Path(text)
+
+
 def parser() -> argparse.ArgumentParser:
     from pipeline import auditing  # light: neither this module nor auditing loads torch
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m pipeline",
         description="Train, prune, recover and audit image classifiers: what did compression do to each class?",
     )
@@ -67,27 +80,29 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--json", action="store_true", help="for machines")
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
     verb.add_argument("--port", type=int, default=6006, help="port on 127.0.0.1 (default: %(default)s)")
     verb = add(
         "export", "write a stored network to one file", "results/store/recover/0123456789abcdef0123 --format onnx"
     )
-    verb.add_argument("folder", type=Path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
+    verb.add_argument("folder", type=_path, metavar="FOLDER", help="of a stage train, prune or recover, as in runs.csv")
     verb.add_argument("--format", choices=("onnx", "torchscript", "safetensors"), required=True, help="kind of file")
-    verb.add_argument("--output", type=Path, default=None, help="file to write (default: the folder's name, here)")
+    verb.add_argument("--output", type=_path, default=None, help="file to write (default: the folder's name, here)")
     verb = add("gc", "list stored results that no configuration here names", "--yes")
     verb.add_argument(
         "--config",
-        type=Path,
+        type=_path,
         nargs="+",
         default=None,
         help="YAML files that name results (default: configs/*.yaml; published reports always do)",
     )
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
-    verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
+    verb.add_argument(
+        "--data", type=_path, default=None, help="folder for downloads and caches (default: RESULTS/data)"
+    )
     verb.add_argument("--yes", action="store_true", help="delete what is listed")
     verb = add(
         "audit", "compare any two models' predictions class by class", "--reference dense.npz --candidate pruned.npz"
@@ -98,12 +113,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _study_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, help="YAML file of the study (default: %(default)s)"
+        "--config", type=_path, default=DEFAULT_CONFIG, help="YAML file of the study (default: %(default)s)"
     )
     verb.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
+        "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
     )
-    verb.add_argument("--data", type=Path, default=None, help="folder for downloads and caches (default: RESULTS/data)")
+    verb.add_argument(
+        "--data", type=_path, default=None, help="folder for downloads and caches (default: RESULTS/data)"
+    )
     verb.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the file's")
 
 
@@ -140,18 +157,18 @@ def study(chosen: argparse.Namespace) -> int:
     """The verbs that work on a configured study."""
     from rich.console import Console
 
-    from pipeline import plans
+    from pipeline import notes
     from pipeline.store import Store
 
     console = Console()
     data_root = chosen.data or chosen.results / "data"
     store = Store(chosen.results)
-    noted_at = plans.place(chosen.results, chosen.config, chosen.overrides)
+    noted_at = notes.place(chosen.results, chosen.config, chosen.overrides)
     # Only where something is to be computed is all that computes worth loading.
     if (
         noted_at
         and chosen.verb in ("run", "report", "show", "plan")
-        and (noted := plans.recall(noted_at, chosen.config, chosen.overrides, data_root))
+        and (noted := notes.recall(noted_at, chosen.config, chosen.overrides, data_root))
     ):
         if chosen.verb in ("show", "plan"):
             return look(chosen, console, store, noted.study, noted.stages)
@@ -159,17 +176,18 @@ def study(chosen: argparse.Namespace) -> int:
             console.print(f"{noted.study}: nothing to compute, all results exist", highlight=False)
             return finish(console, store, noted.study, noted.report)
 
-    from pipeline import executors
+    from pipeline import executors, yamlfile
 
+    content = yamlfile.load(chosen.config, chosen.overrides)  # what is no YAML is refused before anything is loaded
     if chosen.verb not in ("show", "plan") and "workers=1" not in chosen.overrides:
         executors.start_server()
-    from pipeline import experiment
+    from pipeline import config, plan
     from pipeline.progress import Display
     from pipeline.stage import in_order
     from pipeline.store import StageBroken
 
-    settings = experiment.load(chosen.config, chosen.overrides)
-    planned = experiment.plan(settings, data_root)
+    settings = config.parse(content)
+    planned = plan.plan(settings, data_root)
     stages = in_order([planned.report])
     if chosen.verb in ("show", "plan"):
         return look(chosen, console, store, settings.study, stages)
@@ -177,7 +195,7 @@ def study(chosen: argparse.Namespace) -> int:
     if not executors.needed(targets, store):
         console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
         if noted_at and os.access(chosen.results, os.W_OK):
-            plans.note(store, noted_at, settings, stages)
+            notes.note(store, noted_at, settings, stages)
         return finish(console, store, settings.study, planned.report) if chosen.verb in ("report", "run") else 0
     with computing(store):
         todo = executors.needed(targets, store)  # again, now that nobody deletes anything
@@ -185,7 +203,7 @@ def study(chosen: argparse.Namespace) -> int:
             stage.check(data_root)
         console.print(f"{settings.study}: {len(todo)} stages to compute", highlight=False)
         if noted_at:
-            plans.note(store, noted_at, settings, stages)
+            notes.note(store, noted_at, settings, stages)
         execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
         outcome = executors.run_local(todo, execution, Display(console, len(todo)))
         if not outcome.failed and chosen.verb in ("report", "run"):
@@ -281,7 +299,7 @@ def computing(store: Store) -> Iterator[None]:
 
 def collect_garbage(chosen: argparse.Namespace) -> int:
     """Lists, and with --yes deletes, what no configuration here and no published report names."""
-    from pipeline import experiment, housekeeping, publication
+    from pipeline import config, housekeeping, plan, publication
     from pipeline.store import Store
 
     if not (chosen.results / "store").is_dir():
@@ -300,13 +318,13 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
         targets: list[Stage] = []
         for path in [*own, *of_reports]:
             try:
-                plan = experiment.plan(experiment.load(path), chosen.data or chosen.results / "data")
-                targets.append(plan.report)
+                targets.append(plan.plan(config.load(path), chosen.data or chosen.results / "data").report)
             except UserError as error:
                 if path in of_reports and path.with_name(publication.LISTING).exists():
                     continue  # of an earlier version, say; its key names what it rests on
+                reason = "; ".join(str(error).splitlines())
                 raise UserError(
-                    f"{path}: what it names is not known ({error}); mend it, or move it away if its results may go"
+                    f"{path}: what it names is not known ({reason}); mend it, or move it away if its results may go"
                 ) from None
         rows = housekeeping.unnamed(store, targets, published)
         for row in rows:

@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.registry import UserError
 
+LARGEST_CONFIGURATION = 256 * 1024  # bytes
 ASIDE = ".aside"  # how the name of a file ends that is not yet what it will be called
 
 
@@ -24,6 +26,26 @@ class DamagedFile(UserError):
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: damaged ({reason})")
         self.path = path
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a file that somebody names; nothing that never ends or never answers is opened.
+
+    Raises:
+        UserError: no regular file (a folder, a pipe, a device), more than ``most`` bytes, or no UTF-8.
+        OSError: it cannot be read.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path}: {'a folder' if stat.S_ISDIR(mode) else 'a pipe or device'}, no file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path}: more than {most // 1024} KiB, which no configuration needs")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no text in UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from pipeline import executors, experiment, publication
+from pipeline import config as configuration
+from pipeline import executors, publication
+from pipeline.plan import plan
 from pipeline.progress import Display
 from pipeline.store import StageBroken, StageFailed, Store
 from pipeline.table import Row, read_long, select
@@ -55,8 +57,8 @@ def study(
     """
     results = Path(results)
     data_root = results / "data" if data is None else Path(data)
-    settings = experiment.load(Path(config), ["workers=1", *overrides])
-    report = experiment.plan(settings, data_root).report
+    settings = configuration.load(Path(config), ["workers=1", *overrides])
+    report = plan(settings, data_root).report
     store = Store(results)
     todo = executors.needed([report], store)
     for stage in todo:

@@ -9,64 +9,66 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.data import Augmentation
 from pipeline.data.batches import Batch, Batches
 from pipeline.files import DamagedFile, sha256_of
 from pipeline.models import NetworkInfo, Observer, Outputs, read_tensors, save_tensors, training_format
-from pipeline.registry import UserError
+from pipeline.registry import Refused, UserError, options
 
 
-@dataclass(frozen=True)
+@options
 class Fit:
-    """How a network is trained.
+    """How a network is trained."""
 
-    epochs: passes over the training split. batch_size: images per step.
-    learning_rate: its peak. schedule: "cosine" to zero, "steps" (times ``decay`` at each of ``milestones``, which are
-    shares of training), or "constant". warmup: share of training over which the rate rises linearly from zero.
-    weight_decay: L2 on every parameter. precision: "bfloat16" runs the forward pass under autocast.
-    compile: torch.compile the network (pays off in runs of many minutes).
-    evaluation_batch_size: examples per forward pass where nothing is trained (validation, predictions); the last bits
-    of a logit depend on it.
-    """
-
-    epochs: int = 12
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.1
-    schedule: Literal["cosine", "steps", "constant"] = "cosine"
-    milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
-    decay: float = 0.1
-    warmup: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    precision: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
-    evaluation_batch_size: int = 250
+    epochs: Annotated[int, Field(description="passes over the training split", ge=1, le=100_000)] = 12
+    batch_size: Annotated[int, Field(description="images per step", ge=1, le=1_000_000)] = 128
+    optimizer: Annotated[Literal["sgd", "adamw"], Field(description="what turns gradients into steps")] = "sgd"
+    learning_rate: Annotated[float, Field(description="the rate at its peak", ge=0, le=1e12)] = 0.1
+    schedule: Annotated[
+        Literal["cosine", "steps", "constant"],
+        Field(description="the rate over time: cosine to zero, steps at the milestones, or constant"),
+    ] = "cosine"
+    milestones: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=1)], ...],
+        Field(description="rising shares of training at which steps multiplies the rate by decay"),
+    ] = (0.625, 0.75, 0.875)
+    decay: Annotated[float, Field(description="what the rate is multiplied by at a milestone", ge=0, le=1e12)] = 0.1
+    warmup: Annotated[
+        float, Field(description="share of training over which the rate rises linearly from zero", ge=0, lt=1)
+    ] = 0.1
+    momentum: Annotated[float, Field(description="of SGD; the first beta of AdamW", ge=0, lt=1)] = 0.9
+    nesterov: Annotated[bool, Field(description="Nesterov's momentum, with sgd")] = False
+    weight_decay: Annotated[float, Field(description="L2 on every parameter that is trained", ge=0, le=1e12)] = 5e-4
+    augmentation: Annotated[Augmentation, Field(description="random crops and flips")] = field(
+        default_factory=Augmentation
+    )
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="bfloat16 runs the forward pass under autocast")
+    ] = "float32"
+    compile: Annotated[bool, Field(description="torch.compile the network; pays off in runs of many minutes")] = False
+    evaluation_batch_size: Annotated[
+        int,
+        Field(
+            description="examples per forward pass where nothing is trained; the last bits of a logit depend on it",
+            ge=1,
+            le=1_000_000,
+        ),
+    ] = 250
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluation_batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
-        for name in ("learning_rate", "weight_decay", "decay"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number of 0 or more")
-        for name in ("warmup", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more and less than 1")
-        if list(self.milestones) != sorted(self.milestones) or not all(0 < part < 1 for part in self.milestones):
-            raise ValueError(f"milestones are {list(self.milestones)}; give rising shares of training between 0 and 1")
+        if list(self.milestones) != sorted(self.milestones):
+            raise Refused("milestones", f"{list(self.milestones)} do not rise; give rising shares of training")
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum above 0")
+            raise Refused("nesterov", "true needs a momentum above 0")
 
 
 def learning_rate(options: Fit, progress: float) -> float:
@@ -126,6 +128,7 @@ def fit(
     validation: Batches,
     seed: tuple[int, ...],
     folder: Path,
+    moving: Collection[str] | None = None,
     masker: Masker | None = None,
     start_epoch: int = 0,
     keep_epochs: tuple[int, ...] = (),
@@ -138,6 +141,8 @@ def fit(
     folder: where the checkpoint lies; it stays when the training is done, for the caller to keep or remove. A run that
     finds one goes on from it, and ends with the same weights, byte for byte, as a run that was never interrupted (same
     machine, device and number of threads).
+    moving: names of the parameters that are trained (None: all). A layer with parameters of which none moves keeps its
+    BatchNorm statistics too.
     start_epoch: epochs to leave out at the beginning, as if they were done; batches and learning rate are those of the
     rest. keep_epochs: also writes the weights after that many epochs (0: the initial ones) to ``epoch<N>.safetensors``.
 
@@ -151,7 +156,9 @@ def fit(
     """
     device = train.device
     memory_format = training_format(network)
-    network.to(device, memory_format=memory_format).train()
+    network.to(device, memory_format=memory_format)
+    moving = {name for name, _ in network.named_parameters()} if moving is None else set(moving)
+    still = _hold(network, moving)
     if masker is not None:
         masker.use(masker.masks)  # the weights have a new place and order
 
@@ -164,7 +171,8 @@ def fit(
     with autocast:  # what a teacher answers here may be kept, so it has to be what it answers in training
         objective = _prepared(prepare, network, observer, next(train.epoch(seed, 0)))
     forward = torch.compile(observer) if options.compile else observer
-    parameters = [*network.parameters(), *objective.parameters()]
+    trained = [parameter for name, parameter in network.named_parameters() if name in moving]
+    parameters = [*trained, *objective.parameters()]
     optimizer = _optimizer(options, parameters)
     checkpoint = folder / CHECKPOINT
     done, history, kept = start_epoch, [], {}
@@ -182,6 +190,8 @@ def fit(
     seconds = 0.0
     for epoch in range(done, options.epochs):
         network.train()
+        for module in still:
+            module.eval()
         begun = time.monotonic()
         sums: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
@@ -225,7 +235,20 @@ def fit(
             kept |= _keep(folder, epoch + 1, network)
         _save(checkpoint, epoch + 1, history, kept, network, objective, optimizer, masker)
     observer.close()
+    network.requires_grad_(True)
     return history, seconds
+
+
+def _hold(network: nn.Module, moving: set[str]) -> list[nn.Module]:
+    """Takes gradients from the parameters that do not move; returns the modules that have own ones and move none."""
+    still = []
+    for path, module in network.named_modules():
+        own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters(recurse=False)]
+        for name in own:
+            network.get_parameter(name).requires_grad_(name in moving)
+        if own and not moving & set(own):
+            still.append(module)
+    return still
 
 
 def _prepared(

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import experiment
+from pipeline import config as configuration
+from pipeline.plan import plan
 from pipeline.stage import Context, Stage
 from pipeline.store import Store
 
@@ -62,7 +63,7 @@ def execute(store, stage, **changes):
 
 def plan_of(*overrides, root, config=SMOKE):
     """The plan of a study, the small one unless another file is given."""
-    return experiment.plan(experiment.load(config, overrides), root)
+    return plan(configuration.load(config, overrides), root)
 
 
 def made_up_logits(labels, seed, wrong=0.3, classes=3):

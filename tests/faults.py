@@ -182,15 +182,16 @@ class Trials:
         self.study.write_text(STUDY.replace("PATH", str(self.folder / "images")))
 
     def plan(self):
-        from pipeline import experiment
+        from pipeline import config
+        from pipeline.plan import plan as make_plan
 
-        settings = experiment.load(self.study)
-        return settings, experiment.plan(settings, self.results / "data")
+        settings = config.load(self.study)
+        return settings, make_plan(settings, self.results / "data")
 
     def planning(self) -> None:
         """What the command does before the first stage."""
         from pipeline import __main__ as command
-        from pipeline import executors, plans
+        from pipeline import executors, notes
         from pipeline.stage import in_order
         from pipeline.store import Store
 
@@ -199,7 +200,7 @@ class Trials:
         command.require_writable(store)
         for stage in executors.needed([plan.report], store):
             stage.check(self.results / "data")
-        plans.note(store, plans.place(self.results, self.study, ()), settings, in_order([plan.report]))
+        notes.note(store, notes.place(self.results, self.study, ()), settings, in_order([plan.report]))
 
     def stage(self, stage) -> None:
         from pipeline.stage import Context

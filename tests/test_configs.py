@@ -1,13 +1,20 @@
 """Every file in configs/ loads and plans; every mistake in one is named in one line."""
 
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 
-from pipeline import experiment
-from pipeline.registry import UserError
+from pipeline import config
+from pipeline.data import DATASETS, Augmentation
+from pipeline.distillation import LOSSES
+from pipeline.plan import plan as make_plan
+from pipeline.pruning import METHODS, SCHEDULES
+from pipeline.recovery import MIXTURES, SELECTIONS, STARTS, UPDATES
+from pipeline.registry import UserError, options_of
+from pipeline.schema import Pruning, Recovery, Reference, Study
 from pipeline.stage import in_order
-from pipeline.stages import Prune, Recover, Train
+from pipeline.training import Fit
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
@@ -15,8 +22,8 @@ SMOKE = Path(__file__).parents[1] / "configs" / "smoke.yaml"
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_loads_and_plans(path, tmp_path):
-    study = experiment.load(path)
-    plan = experiment.plan(study, tmp_path)
+    study = config.load(path)
+    plan = make_plan(study, tmp_path)
     stages = in_order([plan.report])
     assert len({stage.key for stage in stages}) == len(stages)
     assert {verb for verb in ("train", "predict", "score", "run") if plan.targets(verb)} == {
@@ -28,43 +35,75 @@ def test_loads_and_plans(path, tmp_path):
     assert study.study == path.stem, "a study is named like its file, so that its report is found"
 
 
-def test_a_study_contains_its_controls(tmp_path):
-    study = experiment.load(SMOKE, ["seeds=3", "sparsities=[0.5,0.9]", "recoveries=[none,finetune,kd]"])
-    plan = experiment.plan(study, tmp_path)
-    controls = [cell for cell in plan.cells if cell.sparsity == 0]
-    assert {cell.recovery for cell in controls} == {"finetune", "kd"}
-    assert all(isinstance(network.network, Train) for cell in controls for network in cell.networks)
-    assert len(plan.similar) == 3 and len(plan.floor.networks) == 3
-    assert len([cell for cell in plan.cells if cell.sparsity == 0.9]) == 3
-    assert len({network.key for network in plan.dense}) == 3
-    for cell in plan.cells:
-        for reference, network in zip(cell.score.references, cell.networks, strict=True):
-            assert reference.network == network.dense, "a network is compared with its own parent"
+def test_every_option_is_described():
+    """What documentation is made of."""
+    registries = (DATASETS, LOSSES, METHODS, SCHEDULES, STARTS, SELECTIONS, MIXTURES, UPDATES)
+    classes = [registry[name] for registry in registries for name in registry]
+    classes += [Study, Recovery, Pruning, Reference, Fit, Augmentation]
+    missing = [
+        f"{cls.__name__}.{option.name}"
+        for cls in classes
+        for option in options_of(cls)
+        if not option.description or not option.allowed
+    ]
+    assert not missing and all(cls.__doc__ for cls in classes)
+    (epochs,) = [option for option in options_of(Fit) if option.name == "epochs"]
+    assert (epochs.allowed, epochs.default) == ("a whole number from 1 to 100000", 12)
 
 
-def test_a_further_sparsity_shares_what_exists(tmp_path):
-    stages = []
-    for sparsities in ("[0.9]", "[0.5,0.9]"):
-        plan = experiment.plan(experiment.load(SMOKE, [f"sparsities={sparsities}"]), tmp_path)
-        stages.append({stage.key: stage for stage in in_order([plan.report])})
-    new = [stage for key, stage in stages[1].items() if key not in stages[0]]
-    assert not [stage for stage in new if isinstance(stage, Train)]
-    assert {stage.sparsity for stage in new if isinstance(stage, Prune)} == {0.5}
-    networks = [stage.network for stage in new if isinstance(stage, Recover)]
-    assert all(isinstance(network, Prune) and network.sparsity == 0.5 for network in networks)
+def test_options_refuse_in_python_too():
+    for options in ({"epochs": 0}, {"epochs": True}, {"epochs": 2.5}, {"schedule": "cosin"}, {"nesterov": 1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Fit(**options)
+    assert Fit(learning_rate=1) == Fit(learning_rate=1.0) and hash(Fit()) == hash(Fit(epochs=12))
+    assert replace(Fit(), epochs=3).epochs == 3
+    with pytest.raises(ValueError, match="epochs"):
+        replace(Fit(), epochs=-3)
+    with pytest.raises(FrozenInstanceError):
+        Fit().epochs = 3
 
 
-def test_titles_and_workers_name_no_result(tmp_path):
-    keys = set()
-    for override in ("prunings=[{name: magnitude, title: renamed}]", "workers=1", "threads=1"):
-        plan = experiment.plan(experiment.load(SMOKE, [override]), tmp_path)
-        keys.add(tuple(cell.networks[0].key for cell in plan.cells))
-    assert len(keys) == 1
+def test_text_from_the_environment_is_the_number_that_it_writes(monkeypatch):
+    monkeypatch.setenv("EPOCHS", "7")
+    assert config.load(SMOKE, ["train.epochs=${oc.env:EPOCHS}", "recover.epochs=${train.epochs}"]).recover.epochs == 7
+    monkeypatch.setenv("EPOCHS", "seven")
+    with pytest.raises(UserError, match="^train.epochs: 'seven' is refused; give a whole number"):
+        config.load(SMOKE, ["train.epochs=${oc.env:EPOCHS}"])
+
+
+def test_whole_numbers_may_be_written_with_a_point_or_exponent():
+    study = config.load(SMOKE, ["resamples=1e3", "train.epochs=2.0", "budgets=1,2.0"])
+    assert (study.resamples, study.train.epochs) == (1000, 2) and isinstance(study.train.epochs, int)
+    assert [one.fit.epochs for one in study.recoveries if one.losses] == [1, 2]
+
+
+def test_overrides_reach_into_lists_and_keep_what_they_do_not_name():
+    study = config.load(
+        SMOKE, ["recoveries=[none,{losses: kd}]", "recoveries.1.window=[0,0.5]", "train={epochs: 3}", "study=2026"]
+    )
+    assert study.recoveries[1].window == (0.0, 0.5) and study.study == "2026"
+    assert (study.train.epochs, study.train.batch_size) == (3, 32)
+
+
+def test_a_fit_says_what_is_other_than_in_its_section():
+    study = config.load(SMOKE, ["recoveries=[{losses: kd, fit: {epochs: 3, augmentation: {flip: true}}}]"])
+    fit = study.recoveries[0].fit
+    assert (fit.epochs, fit.batch_size, fit.augmentation) == (3, 32, Augmentation(crop_padding=1, flip=True))
+
+
+def test_what_a_study_does_not_say_is_filled_in():
+    said = {"study": "x", "data": "synthetic", "network": "resnet8"}
+    study = config.parse(said)
+    assert [one.called() for one in study.recoveries] == ["none", "finetune", "kd"] and study.seeds == (0, 1, 2)
+    said_again = config.parse({"threads": 1, **said, "sparsities": [0.5, 0.9, 0.95]})
+    assert list(said_again.resolved.items()) == list(study.resolved.items())
+    again = config.parse(study.resolved)
+    assert again == study and study.resolved["sparsities"] == [0.5, 0.9, 0.95]
 
 
 @pytest.mark.parametrize("value,seeds", [("3", (0, 1, 2)), ("[4,7]", (4, 7)), ("4,7", (4, 7))])
 def test_seeds(value, seeds):
-    assert experiment.load(SMOKE, [f"seeds={value}"]).seeds == seeds
+    assert config.load(SMOKE, [f"seeds={value}"]).seeds == seeds
 
 
 @pytest.mark.parametrize(
@@ -73,18 +112,25 @@ def test_seeds(value, seeds):
         ("sparsites=0.9", r"^sparsites: unknown key; .*did you mean 'sparsities'\?"),
         ("sparsities=1.5", r"^sparsities: 1.5 is outside \[0, 1\)"),
         ("sparsities=90", r"did you mean 0.9\?"),
-        ("sparsities=[0.5,-0.1]", r"^sparsities: -0.1 is outside"),
-        ("sparsities=high", r"^sparsities: 'high' is not a number"),
+        ("sparsities=[0.5,-0.1]", r"^sparsities.1: -0.1 is outside"),
+        ("sparsities=high", r"^sparsities: 'high' is refused; give a share"),
         ("seeds=0", r"^seeds: 0 is refused"),
-        ("train.epochs=many", r"^train.epochs: .*'many'"),
+        ("seeds=257", r"^seeds: 257 is refused; give a whole number from 1 to 256"),
+        (f"seeds={list(range(300))}", r"^seeds: 300 seeds are refused; give at most 256"),
+        ("seeds=2.5", r"^seeds: 2.5 is refused; give a whole number"),
+        ("train.epochs=2.5", r"^train.epochs: 2.5 is refused; give a whole number"),
+        ("train.epochs=many", r"^train.epochs: 'many' is refused; give a whole number from 1 to 100000$"),
         ("train.epoch=3", r"^train.epoch: unknown option; .*did you mean 'epochs'\?"),
-        ("train.augmentation.flop=true", r"^train\.(augmentation\.)?flop"),
-        ("train.epochs=0", r"^train: epochs is 0"),
+        (
+            "train.augmentation.flop=true",
+            r"^train\.augmentation\.flop: unknown option; known: crop_padding, flip; did you mean 'flip'\?",
+        ),
+        ("train.epochs=0", r"^train.epochs: 0 is refused; give a whole number from 1 to 100000$"),
         ("train=fast", r"^train: 'fast' is not a mapping"),
         ("network=resnet81", r"^network: 'resnet81' is no network.*did you mean 'resnet8'\?"),
         ("data.name=mnist", r"^data: 'mnist' is no dataset; .*did you mean 'mnist5k'\?"),
         ("data.sise=3", r"^data.sise: unknown option; .*did you mean 'size'\?"),
-        ("data.validation=2", r"^data: validation is 2"),
+        ("data.validation=2", r"^data.validation: 2 is refused; give a number, above 0 and below 1"),
         ("prunings=[magnitud]", r"^prunings.0: 'magnitud' is no pruning method; .*did you mean 'magnitude'\?"),
         ("prunings=[]", r"^prunings: empty"),
         ("prunings=[magnitude,magnitude]", r"^prunings: 'magnitude' stands there twice"),
@@ -95,11 +141,11 @@ def test_seeds(value, seeds):
         ("study=a/b", r"^study: 'a/b' becomes a folder"),
         ("workers", r"^'workers': an override has the form key=value"),
         ("resamples=3", r"^resamples: 3 is refused"),
-        ("resamples=inf", r"^resamples: inf is refused"),
-        ("seeds=nan", r"^seeds: nan is refused"),
-        ("data=5", r"^data: '5' is no dataset"),
-        ("data.keep=5", r"^data.keep: '5' is no mapping"),
-        ("prunings=[5]", r"^prunings.0: '5' names no pruning method"),
+        ("resamples=inf", r"^resamples: 'inf' is refused; give a whole number from 100 "),
+        ("seeds=nan", r"^seeds: 'nan' is refused"),
+        ("data=5", r"^data: 5 is no dataset"),
+        ("data.keep=5", r"^data.keep: 5 is no mapping"),
+        ("prunings=[5]", r"^prunings.0: 5 is no pruning method"),
         ("prunings=[{name: magnitude, title: dense}]", r"^prunings: the title 'dense' stands for the dense networks"),
         ("recoveries=[{losses: kd, title: none}]", r"^recoveries: the title 'none' stands for no training"),
         ("recoveries=[{losses: kd, title: ../../x}]", r"^recoveries: the title '../../x' names folders too"),
@@ -107,17 +153,19 @@ def test_seeds(value, seeds):
 )
 def test_mistakes_are_named(override, message):
     with pytest.raises(UserError, match=message) as error:
-        experiment.load(SMOKE, [override])
+        config.load(SMOKE, [override])
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match="nowhere.yaml: No such file"):
-        experiment.load(tmp_path / "nowhere.yaml")
+        config.load(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     (tmp_path / "broken.yaml").write_text("study: [unclosed\n")
     (tmp_path / "empty.yaml").write_text("")
-    for name in ("list", "broken", "empty"):
+    for name in ("list", "broken"):
         with pytest.raises(UserError) as error:
-            experiment.load(tmp_path / f"{name}.yaml")
+            config.load(tmp_path / f"{name}.yaml")
         assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"^study: missing; .*\ndata: missing; .*\nnetwork: missing; .*$"):
+        config.load(tmp_path / "empty.yaml")

@@ -580,17 +580,26 @@ def test_image_folder_turns_images_as_their_orientation_says(tree, orientation):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"name": "synthetic", "classes": 1}, "classes is 1; give 2 or more"),
-        ({"name": "synthetic", "size": 3}, "size is 3; give 4 or more"),
-        ({"name": "synthetic", "channels": 0}, "channels is 0; give 1 or more"),
-        ({"name": "synthetic", "examples": 11}, "examples is 11; give 12 or more, 3 of each class"),
-        ({"name": "synthetic", "noise": -0.1}, "noise is -0.1; give a finite number, 0 or more"),
-        ({"name": "synthetic", "jitter": float("nan")}, "jitter is nan; give a finite number"),
-        ({"name": "synthetic", "jitter": float("inf")}, "jitter is inf; give a finite number"),
-        ({"name": "synthetic", "test_share": 1.0}, "test_share is 1.0; give a share above 0 and below 1"),
-        ({"name": "mnist5k", "test_share": 0.0}, "test_share is 0.0; give a share above 0 and below 1"),
-        ({"name": "image_folder", "test_share": float("nan")}, "test_share is nan; give a share above 0 and below 1"),
-        ({"name": "image_folder", "size": -1}, "size is -1; give the pixels of a side, or 0"),
+        ({"name": "synthetic", "classes": 1}, "^data.classes: 1 is refused; give a whole number from 2 "),
+        ({"name": "synthetic", "size": 3}, "^data.size: 3 is refused; give a whole number from 4 "),
+        ({"name": "synthetic", "channels": 0}, "^data.channels: 0 is refused; give a whole number from 1 "),
+        ({"name": "synthetic", "examples": 11}, "^data.examples: 11 is refused; give 12 or more, 3 of each class"),
+        ({"name": "synthetic", "noise": -0.1}, "^data.noise: -0.1 is refused; give a number from 0 "),
+        ({"name": "synthetic", "jitter": float("nan")}, "^data.jitter: nan is refused; give a number from 0 "),
+        ({"name": "synthetic", "jitter": float("inf")}, "^data.jitter: inf is refused; give a number from 0 "),
+        (
+            {"name": "synthetic", "test_share": 1.0},
+            "^data.test_share: 1.0 is refused; give a number, above 0 and below 1",
+        ),
+        (
+            {"name": "mnist5k", "test_share": 0.0},
+            "^data.test_share: 0.0 is refused; give a number, above 0 and below 1",
+        ),
+        (
+            {"name": "image_folder", "test_share": float("nan")},
+            "^data.test_share: nan is refused; give a number, above 0 and below 1",
+        ),
+        ({"name": "image_folder", "size": -1}, "^data.size: -1 is refused; give a whole number from 0 "),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -601,9 +610,9 @@ def test_bad_options_are_refused(options, message):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"split_seed": -1}, "split_seed is -1; give 0 or more"),
-        ({"long_tail": float("nan")}, "long_tail is nan; give 1"),
-        ({"long_tail": float("inf")}, "long_tail is inf; give 1"),
+        ({"split_seed": -1}, "split_seed\n.*greater than or equal to 0.*input_value=-1"),
+        ({"long_tail": float("nan")}, "long_tail\n.*finite number"),
+        ({"long_tail": float("inf")}, "long_tail\n.*finite number"),
     ],
 )
 def test_bad_divisions_are_refused(options, message):

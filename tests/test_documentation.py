@@ -15,7 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from pipeline import __main__ as command_line
-from pipeline import bias, data, distillation, experiment, models, pruning, similarities
+from pipeline import bias, data, distillation, models, pruning, similarities
+from pipeline import config as configuration
+from pipeline.plan import plan
 from pipeline.registry import FOREIGN, Registry
 
 ROOT = Path(__file__).parents[1]
@@ -169,9 +171,9 @@ def test_yaml_is_accepted(block, setting):
                 exec(earlier.text, {**setting, "__name__": "snippet"})
     small = OmegaConf.to_container(OmegaConf.load(ROOT / "configs" / "smoke.yaml"))
     Path("study.yaml").write_text(yaml.safe_dump({**small, **yaml.safe_load(block.text)}))
-    study = experiment.load(Path("study.yaml"))
+    study = configuration.load(Path("study.yaml"))
     if study.data.dataset.name != "image_folder":
-        experiment.plan(study, Path("data"))
+        plan(study, Path("data"))
 
 
 COMMANDS = [
@@ -200,7 +202,7 @@ def test_commands_are_understood(block, command, setting, capsys):
     else:
         chosen = command_line.parser().parse_args([verb, *options])
         if "overrides" in chosen:
-            experiment.plan(experiment.load(chosen.config, chosen.overrides), Path("data"))
+            plan(configuration.load(chosen.config, chosen.overrides), Path("data"))
 
 
 def test_every_block_says_what_it_is():
@@ -266,38 +268,6 @@ def test_generated_parts_are_current(page):
 def test_every_generated_part_has_a_place():
     named = [name for page in PAGES for name in re.findall(r"<!-- generated: (.+?) -->", text_of(page))]
     assert sorted(named) == sorted(GENERATOR["BLOCKS"])
-
-
-def test_what_a_docstring_says_of_options_is_found():
-    @dataclass(frozen=True)
-    class Parent:
-        """What it is.
-
-        one, other: a pair; of numbers. third: the last one.
-        """
-
-        one: int = 1
-        other: float = 2.5
-        third: tuple[int, ...] = (1, 2)
-
-    @dataclass(frozen=True)
-    class Child(Parent):
-        """A child.
-
-        third: another account.
-        """
-
-    found = {option.name: option for option in GENERATOR["options_of"](Child)}
-    assert {name: option.description for name, option in found.items()} == {
-        "one": "a pair; of numbers.",
-        "other": "a pair; of numbers.",
-        "third": "another account.",
-    }
-    assert [(option.kind, option.default) for option in found.values()] == [
-        ("whole number", "1"),
-        ("number", "2.5"),
-        ("list", "[1, 2]"),
-    ]
 
 
 def test_checking_changes_nothing_and_tells(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from test_stage import Leaf, Sum, context
 
-from pipeline import housekeeping, plans, publication
+from pipeline import housekeeping, notes, publication
 from pipeline.__main__ import main
 from pipeline.executors import walk
 from pipeline.files import inside, read_json
@@ -197,18 +197,19 @@ CONFIG = ROOT / "configs" / "smoke.yaml"
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory):
     """A note of the small study, as `run` writes it."""
-    from pipeline import experiment
+    from pipeline import config
+    from pipeline.plan import plan
     from pipeline.stage import in_order
 
     results = tmp_path_factory.mktemp("noted")
-    path = plans.place(results, CONFIG, ())
-    settings = experiment.load(CONFIG)
-    plans.note(Store(results), path, settings, in_order([experiment.plan(settings, results / "data").report]))
+    path = notes.place(results, CONFIG, ())
+    settings = config.load(CONFIG)
+    notes.note(Store(results), path, settings, in_order([plan(settings, results / "data").report]))
     return path
 
 
 def recall(path):
-    return plans.recall(path, CONFIG, (), path.parent / "data")
+    return notes.recall(path, CONFIG, (), path.parent / "data")
 
 
 def test_a_note_is_believed_only_whole_and_under_its_own_name(noted, tmp_path):
@@ -237,7 +238,7 @@ def test_a_folder_in_the_place_of_a_note_costs_nothing(tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, "-m", "pipeline", "train", "--config", str(CONFIG), "--results", str(results)]
     settings = ["workers=1", "train.epochs=1", "data.examples=60", "seeds=1"]
-    plans.place(results, CONFIG, settings).mkdir(parents=True)
+    notes.place(results, CONFIG, settings).mkdir(parents=True)
     done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -246,26 +247,27 @@ def test_notes_behind_a_link_are_not_written(tmp_path):
     (tmp_path / "victim").mkdir()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "plans").symlink_to(tmp_path / "victim")
-    plans.note(Store(tmp_path / "results"), plans.place(tmp_path / "results", CONFIG, ()), *smoke(tmp_path))
+    notes.note(Store(tmp_path / "results"), notes.place(tmp_path / "results", CONFIG, ()), *smoke(tmp_path))
     assert not list((tmp_path / "victim").iterdir())
 
 
 def smoke(root):
-    from pipeline import experiment
+    from pipeline import config
+    from pipeline.plan import plan
     from pipeline.stage import in_order
 
-    settings = experiment.load(CONFIG)
-    return settings, in_order([experiment.plan(settings, root).report])
+    settings = config.load(CONFIG)
+    return settings, in_order([plan(settings, root).report])
 
 
 def test_an_interpolation_or_an_edit_is_another_note_or_none(tmp_path):
     config = tmp_path / "study.yaml"
     config.write_text(CONFIG.read_text())
-    first = plans.place(tmp_path, config, ())
+    first = notes.place(tmp_path, config, ())
     config.write_text(CONFIG.read_text().replace("seeds: 2", "seeds: 3"))
-    assert first != plans.place(tmp_path, config, ()) != plans.place(tmp_path, config, ("seeds=2",))
-    assert plans.place(tmp_path, config, ("seeds=${oc.env:SEEDS}",)) is None
-    assert plans.place(tmp_path, tmp_path / "nowhere.yaml", ()) is None
+    assert first != notes.place(tmp_path, config, ()) != notes.place(tmp_path, config, ("seeds=2",))
+    assert notes.place(tmp_path, config, ("seeds=${oc.env:SEEDS}",)) is None
+    assert notes.place(tmp_path, tmp_path / "nowhere.yaml", ()) is None
 
 
 def test_changed_images_are_not_taken_for_those_that_were_planned(tmp_path):
@@ -282,8 +284,8 @@ def test_changed_images_are_not_taken_for_those_that_were_planned(tmp_path):
     overrides = ["data={name: image_folder, path: %s, size: 8, validation: 0.3}" % (tmp_path / "images"), "workers=1"]
     arguments = ["--config", str(CONFIG), "--results", str(tmp_path / "results")]
     assert main(["train", *arguments, *overrides, "train.epochs=1"]) == 0
-    noted = plans.place(tmp_path / "results", CONFIG, [*overrides, "train.epochs=1"])
-    recalled = lambda: plans.recall(noted, CONFIG, overrides, tmp_path / "results" / "data")  # noqa: E731
+    noted = notes.place(tmp_path / "results", CONFIG, [*overrides, "train.epochs=1"])
+    recalled = lambda: notes.recall(noted, CONFIG, overrides, tmp_path / "results" / "data")  # noqa: E731
     assert recalled() is not None
     image("a/0.png", 99)
     os.utime(tmp_path / "images" / "a" / "0.png", ns=(1, 1))

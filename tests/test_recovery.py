@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import efficiency, experiment, models
+from pipeline import config, efficiency, models
 from pipeline.__main__ import main
 from pipeline.distillation import Teacher
+from pipeline.plan import plan as make_plan
+from pipeline.recovery import Scratch
 from pipeline.registry import UserError
 from pipeline.stage import Context, in_order
 from pipeline.stages import Recover, Train, load_network, load_splits
@@ -25,12 +27,12 @@ QUICK = ("train.epochs=2", "data.examples=240", "sparsities=[0.5]", "seeds=2")
 
 
 def study(*overrides):
-    return experiment.load(SMOKE, [*QUICK, *overrides])
+    return config.load(SMOKE, [*QUICK, *overrides])
 
 
 def recoveries(tmp_path, recovery, *overrides):
     """The pruned students of the only recovery, by seed."""
-    plan = experiment.plan(study(f"recoveries=[{recovery}]", *overrides), tmp_path)
+    plan = make_plan(study(f"recoveries=[{recovery}]", *overrides), tmp_path)
     return plan, [network for network in plan.cells[-1].networks if isinstance(network, Recover)]
 
 
@@ -93,13 +95,13 @@ def test_a_bigger_and_a_poorer_teacher(tmp_path):
         ("{losses: kd, teachers: []}", r"^recoveries.0.teachers: empty"),
         ("{losses: kd, teachers: [{seed: 1}]}", r"^recoveries.0.teachers.0.seed: unknown option.*'seeds'\?"),
         ("{losses: kd, teachers: {network: resnet15}}", r"^recoveries.0.teachers.network: 'resnet15' is no network"),
-        ("{losses: kd, teachers: {train: {epochs: 0}}}", r"^recoveries.0.teachers.train: epochs is 0"),
-        ("{losses: kd, teachers: {seeds: [-1]}}", r"^recoveries.0.teachers.seeds: -1 is refused"),
+        ("{losses: kd, teachers: {train: {epochs: 0}}}", r"^recoveries.0.teachers.train.epochs: 0 is refused"),
+        ("{losses: kd, teachers: {seeds: [-1]}}", r"^recoveries.0.teachers.seeds.0: -1 is refused"),
         ("{losses: finetune, teachers: parent}", r"^recoveries.0.teachers: no loss here asks a teacher"),
         ("{losses: none, window: [0, 0.5]}", r"^recoveries.0.window: no loss here asks a teacher"),
         ("{losses: kd + at, cache_logits: true}", r"^recoveries.0.cache_logits: 'at' reads features"),
         ("{losses: finetune, cache_logits: true}", r"^recoveries.0.cache_logits: no loss here asks a teacher"),
-        ("{losses: none, from_scratch: true}", r"^recoveries.0.from_scratch: nothing is trained here"),
+        ("{losses: none, start: scratch}", r"^recoveries.0.start: nothing is trained here"),
         ("{losses: kd, ensemble: random}", r"^recoveries.0.ensemble: 'random' takes two teachers"),
         ("{losses: none, fit: {epochs: 3}}", r"^recoveries.0.fit: nothing is trained here"),
         ("{losses: none, title: idle}", r"^recoveries.0.title: nothing is trained here"),
@@ -109,8 +111,8 @@ def test_a_bigger_and_a_poorer_teacher(tmp_path):
         ("{losses: kd, window: [0, .nan]}", r"^recoveries.0.window: .* is refused"),
         ("{losses: kd, window: [-0.1, 1]}", r"^recoveries.0.window: .* is refused"),
         ("{losses: kd, teachers: {seeds: 1e30}}", r"^recoveries.0.teachers.seeds: 1e\+30 is refused"),
-        ("{losses: true}", r"^recoveries.0.losses: 'True' is no loss"),
-        ("{losses: kd, fit: {augmentation: 3}}", r"^recoveries.0.fit.augmentation: '3' is not a mapping"),
+        ("{losses: true}", r"^recoveries.0.losses: true is no loss"),
+        ("{losses: kd, fit: {augmentation: 3}}", r"^recoveries.0.fit.augmentation: 3 is not a mapping"),
     ],
 )
 def test_mistakes_are_named(recovery, message):
@@ -168,7 +170,7 @@ def test_a_spoiled_teacher_ends_with_status_2(store, tmp_path, capsys, monkeypat
 
 
 def test_a_teacher_is_checked_against_student_and_history(store):
-    dense = experiment.plan(study(), store.root / "data").dense[0]
+    dense = make_plan(study(), store.root / "data").dense[0]
     folder = make(store, dense)
     context, info = Context(store, store.root / "data"), models.load_info(folder)
     validation = load_splits(dense.data, context.data_root).validation
@@ -227,7 +229,7 @@ def test_from_scratch_keeps_the_shape_and_nothing_else(store, pruning):
     """At learning rate 0 the result is what training started from."""
     fit = "fit: {learning_rate: 0, weight_decay: 0}"
     plan, students = recoveries(
-        store.root / "data", f"{{losses: finetune, from_scratch: true, {fit}}}", f"prunings=[{pruning}]"
+        store.root / "data", f"{{losses: finetune, start: scratch, {fit}}}", f"prunings=[{pruning}]"
     )
     found = [load_network(make(store, student)) for student in students]
     pruned = [load_network(store.open(student.network)) for student in students]
@@ -247,9 +249,9 @@ def test_from_scratch_keeps_the_shape_and_nothing_else(store, pruning):
 
 
 def test_a_born_again_network_learns_from_its_parent(store):
-    plan, _ = recoveries(store.root / "data", "{losses: kd, from_scratch: true, fit: {epochs: 2, learning_rate: 0.1}}")
+    plan, _ = recoveries(store.root / "data", "{losses: kd, start: scratch, fit: {epochs: 2, learning_rate: 0.1}}")
     student = plan.cells[0].networks[0]
-    assert isinstance(student.network, Train) and student.from_scratch
+    assert isinstance(student.network, Train) and student.start == Scratch()
     rows = read_rows(make(store, student) / "history.csv")
     assert float(rows[-1]["kd"]) < float(rows[0]["kd"]) and not (store.open(student) / "size.json").exists()
 
@@ -258,7 +260,7 @@ def test_a_born_again_network_learns_from_its_parent(store):
 def budgets(store):
     """A study of two budgets with a window, whole: plan and the folder of its report."""
     late = "{losses: kd, window: [0.5, 1], title: late kd}"
-    plan = experiment.plan(study("budgets=[1,3]", f"recoveries=[none,finetune,{late}]"), store.root)
+    plan = make_plan(study("budgets=[1,3]", f"recoveries=[none,finetune,{late}]"), store.root)
     return plan, make(store, plan.report)
 
 
@@ -268,7 +270,7 @@ def test_budgets_give_every_recovery_at_every_budget(tmp_path, budgets):
     assert titles == ["none", *(f"{name}, {epochs} epochs" for name in ("finetune", "late kd") for epochs in (1, 3))]
     with pytest.raises(UserError, match=r"^recoveries.1.fit.epochs: the study's budgets set it"):
         study("budgets=[1,2]", "recoveries=[kd,{losses: finetune, fit: {epochs: 3}}]")
-    with pytest.raises(UserError, match=r"^budgets: 0 is refused"):
+    with pytest.raises(UserError, match=r"^budgets.0: 0 is refused"):
         study("budgets=[0,2]")
 
 

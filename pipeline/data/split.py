@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.registry import UserError
+from pipeline.registry import WRONG, Mistakes, Reads, UserError, options, read, shown
 
 
 class MappedRows:
@@ -139,44 +141,50 @@ class Normalisation:
         return Normalisation(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-@dataclass(frozen=True)
+@options
 class Augmentation:
     """Random crop out of a zero-padded image and random horizontal flip; a different draw for each image."""
 
-    crop_padding: int = 4
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.crop_padding <= 64:
-            raise ValueError(f"crop_padding is {self.crop_padding}; give 0 to 64 pixels")
+    crop_padding: Annotated[int, Field(description="pixels of zeros around an image", ge=0, le=64)] = 4
+    flip: Annotated[bool, Field(description="mirror every other image")] = True
 
 
-@dataclass(frozen=True)
+Kept = Annotated[float, Field(gt=0, le=1)]
+
+
+def _read_keep(value: Any, where: str, mistakes: Mistakes) -> tuple[tuple[str, float], ...]:
+    """In YAML a mapping, here a tuple, which can be hashed."""
+    if not isinstance(value, Mapping):
+        mistakes.add(where, f"{shown(value)} is no mapping; give class: share, such as {{cat: 0.1}}")
+        return WRONG
+    shares = {name: read(Kept, share, f"{where}.{name}", mistakes) for name, share in value.items()}
+    return WRONG if WRONG in shares.values() else tuple(shares.items())
+
+
+@options
 class Data:
-    """A dataset, how it is divided, and which training examples are kept.
-
-    validation: share of each training class that is set aside for selection and early decisions.
-    keep: class name or index -> share of its training examples to keep (the others are dropped).
-    long_tail: imbalance factor; class c of C keeps the share factor**(-c / (C - 1)), so 100 leaves the last class 1 %.
-    split_seed: fixes which examples go where; networks of different seeds see the same split.
-    """
+    """A dataset, how it is divided, and which training examples are kept."""
 
     dataset: Dataset
-    validation: float = 0.1
-    keep: tuple[tuple[str, float], ...] = ()
-    long_tail: float = 1.0
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation is {self.validation}; give a share above 0 and below 1")
-        if not 1 <= self.long_tail < math.inf:
-            raise ValueError(f"long_tail is {self.long_tail}; give 1 (balanced) or more")
-        if self.split_seed < 0:
-            raise ValueError(f"split_seed is {self.split_seed}; give 0 or more")
-        for name, share in self.keep:
-            if not 0 < share <= 1:
-                raise ValueError(f"keep.{name} is {share}; give a share above 0 and at most 1")
+    validation: Annotated[
+        float, Field(description="share of each training class that is set aside for early decisions", gt=0, lt=1)
+    ] = 0.1
+    keep: Annotated[
+        tuple[tuple[str, Kept], ...],
+        Field(description="class name or index: share of its training examples to keep, such as {cat: 0.1}"),
+        Reads(_read_keep, "a mapping of classes to shares, each above 0 and at most 1"),
+    ] = ()
+    long_tail: Annotated[
+        float,
+        Field(
+            description="imbalance factor: class c of C keeps the share factor**(-c / (C - 1)); 1 is balanced",
+            ge=1,
+            le=1e9,
+        ),
+    ] = 1.0
+    split_seed: Annotated[
+        int, Field(description="fixes which examples go where, alike for networks of all seeds", ge=0, lt=2**32)
+    ] = 0
 
     def identity(self, root: Path) -> str:
         """Names the contents where the options alone do not (a folder of files); part of every result's key."""

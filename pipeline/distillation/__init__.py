@@ -7,7 +7,7 @@ slow loop of its equation.
 """
 
 from pipeline.distillation import balance, contrast, features, logits, relations  # noqa: F401  (they register losses)
-from pipeline.distillation.expression import format_losses, parse_losses
+from pipeline.distillation.expression import format_losses, parse_losses, read_losses
 from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet
 from pipeline.distillation.objective import ENSEMBLES, Objective
 from pipeline.distillation.teacher import LogitsCache, Teacher
@@ -23,4 +23,5 @@ __all__ = [
     "TrainingSet",
     "format_losses",
     "parse_losses",
+    "read_losses",
 ]

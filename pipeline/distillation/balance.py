@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.distillation.logits import require_positive, soft_divergence
-from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet
+from pipeline.distillation.logits import soft_divergence
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, Temperature, TrainingSet, Weight
 from pipeline.models import Outputs
+from pipeline.registry import options
+
+Beta = Annotated[
+    float, Field(description="0 weighs all classes alike, towards 1 by the inverse of their frequency", ge=0, lt=1)
+]
+StepSize = Annotated[float, Field(description="how fast the worst classes gain weight", gt=0, le=1e6)]
 
 
 class PerClass(nn.Module):
@@ -34,22 +40,15 @@ def effective_weights(training: TrainingSet, beta: float) -> Tensor:
 
 
 @LOSSES.register("balanced_ce")
-@dataclass(frozen=True)
+@options
 class BalancedCrossEntropy(Loss):
-    """Class-balanced cross-entropy: mean of w_y CE, w by the effective number of examples (Cui et al. 2019, eq. 8).
+    """Class-balanced cross-entropy: mean of w_y CE, w by the effective number of examples (Cui et al. 2019, eq. 8)."""
 
-    beta: 0 weighs all classes alike, towards 1 the weights become those of the inverse frequency.
-    """
-
-    weight: float = 1.0
-    beta: float = 0.9999
+    weight: Weight = 1.0
+    beta: Beta = 0.9999
 
     needs_teacher: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_share(beta=self.beta)
 
     def adapters(self, student: Outputs, teacher: Outputs | None, training: TrainingSet) -> PerClass:
         return PerClass(effective_weights(training, self.beta))
@@ -59,20 +58,15 @@ class BalancedCrossEntropy(Loss):
 
 
 @LOSSES.register("balanced_kd")
-@dataclass(frozen=True)
+@options
 class BalancedSoftTargets(Loss):
     """``kd`` with each example weighted by its label's class as in ``balanced_ce`` (Cui et al. 2019, applied to KD)."""
 
-    weight: float = 0.9
-    temperature: float = 4.0
-    beta: float = 0.9999
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+    beta: Beta = 0.9999
 
     label_weight: ClassVar[float] = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(temperature=self.temperature)
-        require_share(beta=self.beta)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> PerClass:
         return PerClass(effective_weights(training, self.beta))
@@ -101,7 +95,7 @@ class Margins(nn.Module):
 
 
 @LOSSES.register("trusted_kd")
-@dataclass(frozen=True)
+@options
 class TrustedSoftTargets(Loss):
     """a_y kd + (1 - a_y) ce, with a trust a_y that grows with the teacher's margin in class y (Lukasik et al. 2022).
 
@@ -110,17 +104,11 @@ class TrustedSoftTargets(Loss):
     teacher that knows its training data by heart is trusted everywhere. With full trust: 0.9 kd + 0.1 ce.
     """
 
-    weight: float = 1.0
-    temperature: float = 4.0
-    highest_trust: float = 0.9
+    weight: Weight = 1.0
+    temperature: Temperature = 4.0
+    highest_trust: Annotated[float, Field(description="trust in a teacher that is never wrong", gt=0, le=1)] = 0.9
 
     uses_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(temperature=self.temperature)
-        if not 0 < self.highest_trust <= 1:
-            raise ValueError(f"highest_trust {self.highest_trust:g} is outside (0, 1]")
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> Margins:
         return Margins(training.classes)
@@ -149,19 +137,15 @@ def worst_classes(losses: Tensor, labels: Tensor, adapters: PerClass, step_size:
 
 
 @LOSSES.register("robust_ce")
-@dataclass(frozen=True)
+@options
 class RobustCrossEntropy(Loss):
     """Cross-entropy of the worst classes: group DRO with the classes as groups (Sagawa et al. 2020)."""
 
-    weight: float = 1.0
-    step_size: float = 0.01
+    weight: Weight = 1.0
+    step_size: StepSize = 0.01
 
     needs_teacher: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(step_size=self.step_size)
 
     def adapters(self, student: Outputs, teacher: Outputs | None, training: TrainingSet) -> PerClass:
         return PerClass(torch.full((training.classes,), 1 / training.classes))
@@ -172,19 +156,15 @@ class RobustCrossEntropy(Loss):
 
 
 @LOSSES.register("robust_kd")
-@dataclass(frozen=True)
+@options
 class RobustSoftTargets(Loss):
     """``kd`` of the classes in which the student departs most from the teacher (Vilouras et al. 2023): group DRO."""
 
-    weight: float = 0.9
-    temperature: float = 4.0
-    step_size: float = 0.01
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+    step_size: StepSize = 0.01
 
     label_weight: ClassVar[float] = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(temperature=self.temperature, step_size=self.step_size)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> PerClass:
         return PerClass(torch.full((training.classes,), 1 / training.classes))
@@ -192,10 +172,3 @@ class RobustSoftTargets(Loss):
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: PerClass) -> Tensor:
         divergence = soft_divergence(student.logits, teacher.logits, self.temperature)
         return worst_classes(divergence, batch.labels, adapters, self.step_size)
-
-
-def require_share(**options: float) -> None:
-    """Raises ValueError that names the first option outside [0, 1)."""
-    for name, option in options.items():
-        if not 0 <= option < 1:
-            raise ValueError(f"{name} {option:g} is outside [0, 1)")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.distillation.logits import require_positive
-from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, Temperature, TrainingSet, Weight
 from pipeline.models import Outputs
-from pipeline.registry import UserError
+from pipeline.registry import UserError, options
 
 
 class MemoryBank(nn.Module):
@@ -80,37 +79,31 @@ class MemoryBank(nn.Module):
 
 
 @LOSSES.register("crd")
-@dataclass(frozen=True)
+@options
 class Contrastive(Loss):
     """Noise-contrastive estimation of which teacher embedding belongs to which student's, and back (Tian et al. 2020).
 
     Eq. 18 with h of eq. 19, averaged over the batch, for both directions, against a memory bank of the other network's
     embeddings. Constants as in the released code (Z from the first batch, momentum 0.5); negatives are drawn with
     replacement where that code draws without.
-
-    width: of the projected embeddings. negatives: per example, at most as many as there are training examples.
-    positives: ``exact``, the example itself, or ``relaxed``, any example of its class. noise: ``exact``, negatives of
-    other classes only, or ``relaxed``, any example (needs no labels).
     """
 
-    weight: float = 0.8
-    width: int = 128
-    negatives: int = 16384
-    temperature: float = 0.07
-    momentum: float = 0.5
-    positives: str = "exact"
-    noise: str = "exact"
+    weight: Weight = 0.8
+    width: Annotated[int, Field(description="of the projected embeddings", ge=1, le=65_536)] = 128
+    negatives: Annotated[
+        int, Field(description="per example, at most as many as there are training examples", ge=1, le=100_000_000)
+    ] = 16384
+    temperature: Temperature = 0.07
+    momentum: Annotated[float, Field(description="of the memory of embeddings", ge=0, lt=1)] = 0.5
+    positives: Annotated[
+        Literal["exact", "relaxed"], Field(description="exact: the example itself; relaxed: any example of its class")
+    ] = "exact"
+    noise: Annotated[
+        Literal["exact", "relaxed"],
+        Field(description="exact: negatives of other classes only; relaxed: any example, which needs no labels"),
+    ] = "exact"
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(width=self.width, negatives=self.negatives, temperature=self.temperature)
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum {self.momentum:g} is outside [0, 1)")
-        for name, option in (("positives", self.positives), ("noise", self.noise)):
-            if option not in ("exact", "relaxed"):
-                raise ValueError(f"{name} '{option}' is unknown; known: exact, relaxed")
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> MemoryBank:
         if self.noise == "exact" and training.counts.count_nonzero() < 2:

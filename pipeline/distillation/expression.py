@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.distillation.loss import LOSSES, Loss
-from pipeline.registry import UserError
+from pipeline.registry import WRONG, Mistakes, shown
 
 NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 TERM = re.compile(rf"\s*(?P<sign>[+-]?)\s*(?P<number>{NUMBER})?\s*\*?\s*(?P<name>[A-Za-z_]\w*)")
@@ -26,28 +26,46 @@ def parse_losses(spec: str | Sequence[str | Mapping[str, Any]], where: str) -> t
 
     Args:
         spec: the expression or the list.
-        where: how the user would find the place, such as ``recoveries.mine.losses``; it opens every message.
+        where: how the user would find the place, such as ``recoveries.0.losses``; it opens every message.
 
     Raises:
         UserError: no loss, an unknown name or option, one name twice, a negative weight, or all weights zero.
     """
+    mistakes = Mistakes()
+    losses = read_losses(spec, where, mistakes)
+    mistakes.tell()
+    return losses
+
+
+def read_losses(spec: Any, where: str, mistakes: Mistakes) -> tuple[Loss, ...]:
+    """As `parse_losses`; WRONG after noting what is wrong with each of the losses."""
     several = isinstance(spec, Sequence) and not isinstance(spec, str)
-    parts = list(spec) if several else [] if spec is None else [spec]
-    for part in parts:
-        if not isinstance(part, str | Mapping):
-            raise UserError(f"{where}: '{part}' is no loss; give a name such as kd, or {{name: kd, temperature: 8}}")
-    terms = [term for part in parts for term in (_expression(part, where) if isinstance(part, str) else [dict(part)])]
-    if not terms:
-        raise UserError(f"{where}: no loss at all; name one, such as 'kd' or '0.1 ce + 0.9 kd'")
-    losses = [LOSSES.build(term, where) for term in terms]
+    parts = [(f"{where}.{number}", part) for number, part in enumerate(spec)] if several else [(where, spec)]
+    before = len(mistakes)
+    terms: list[tuple[str, dict[str, Any]]] = []
+    for place, part in parts:
+        if isinstance(part, str):
+            terms += [(place, term) for term in _expression(part, place, mistakes)]
+        elif isinstance(part, Mapping):
+            terms.append((place, dict(part)))
+        elif several or part is not None:
+            said = "give a name such as kd, or {name: kd, temperature: 8}"
+            mistakes.add(place, f"{shown(part)} is no loss; {said}")
+    if not terms and len(mistakes) == before:
+        mistakes.add(where, "no loss at all; name one, such as 'kd' or '0.1 ce + 0.9 kd'")
+    losses = [LOSSES.read(term, place, mistakes) for place, term in terms]
+    if len(mistakes) > before:
+        return WRONG
     for index, loss in enumerate(losses):
         if any(loss.name == other.name for other in losses[:index]):
-            raise UserError(f"{where}: '{loss.name}' is named twice; name it once, with the weight that you mean")
+            mistakes.add(where, f"'{loss.name}' is named twice; name it once, with the weight that you mean")
     if not any(loss.weight for loss in losses):
-        raise UserError(f"{where}: every weight is zero; give at least one loss a weight above 0")
+        mistakes.add(where, "every weight is zero; give at least one loss a weight above 0")
+    if len(mistakes) > before:
+        return WRONG
     if not any(loss.uses_labels for loss in losses):
-        plain = len(losses) == 1 and "weight" not in terms[0]
-        losses.insert(0, LOSSES.build({"name": "ce", "weight": losses[0].label_weight if plain else 1.0}, where))
+        plain = len(losses) == 1 and "weight" not in terms[0][1]
+        losses.insert(0, LOSSES["ce"](weight=losses[0].label_weight if plain else 1.0))
     return tuple(loss for loss in losses if loss.weight)
 
 
@@ -56,15 +74,17 @@ def format_losses(losses: Sequence[Loss]) -> str:
     return " + ".join(f"{loss.weight:g} {loss.name}" for loss in losses)
 
 
-def _expression(text: str, where: str) -> list[dict[str, Any]]:
-    """``"0.1 ce + at"`` becomes ``[{name: ce, weight: 0.1}, {name: at}]``."""
+def _expression(text: str, where: str, mistakes: Mistakes) -> list[dict[str, Any]]:
+    """``"0.1 ce + at"`` becomes ``[{name: ce, weight: 0.1}, {name: at}]``; empty after noting a mistake."""
     terms, position = [], 0
     while position < len(text.rstrip()):
         term = TERM.match(text, position)
         if term is None or (position == 0) != (term["sign"] != "+"):
-            raise UserError(f"{where}: '{text}' is not understood; write for example '0.1 ce + 0.9 kd'")
+            mistakes.add(where, f"{shown(text)} is not understood; write for example '0.1 ce + 0.9 kd'")
+            return []
         if term["sign"] == "-":
-            raise UserError(f"{where}: '{text}' holds a negative weight; losses are added with weights above 0")
+            mistakes.add(where, f"{shown(text)} holds a negative weight; losses are added with weights above 0")
+            return []
         terms.append({"name": term["name"]} | ({"weight": float(term["number"])} if term["number"] else {}))
         position = term.end()
     return terms

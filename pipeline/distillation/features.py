@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.distillation.align import aligned, paired
-from pipeline.distillation.logits import require_positive
-from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, TrainingSet, Weight
 from pipeline.models import Outputs
-from pipeline.registry import UserError
+from pipeline.registry import UserError, options
 
 
 @LOSSES.register("fitnet")
-@dataclass(frozen=True)
+@options
 class Hint(Loss):
     """Mean squared error between the teacher's map and a 1x1 regression from the student's (Romero et al. 2015, eq. 3).
 
@@ -25,12 +24,13 @@ class Hint(Loss):
     averaged to one size where the paper's regressor shrinks them. The regression is linear; Tian et al.'s code puts
     BatchNorm and ReLU behind it. The paper trains the hint first and alone, as ``0 ce + 100 fitnet`` with a window from
     0 does: after the window the labels alone are learnt.
-
-    block: index of the pair of blocks, negative from the end; none: the middle one, as in the paper.
     """
 
-    weight: float = 100.0
-    block: int | None = None
+    weight: Weight = 100.0
+    block: Annotated[
+        Annotated[int, Field(ge=-10_000, le=10_000)] | None,
+        Field(description="index of the pair of blocks, negative from the end; null: the middle one, as in the paper"),
+    ] = None
 
     needs_features: ClassVar[bool] = True
 
@@ -51,7 +51,7 @@ class Hint(Loss):
 
 
 @LOSSES.register("at")
-@dataclass(frozen=True)
+@options
 class Attention(Loss):
     """Squared difference of the normalised maps of activation energy, summed over blocks (Zagoruyko & Komodakis 2017).
 
@@ -59,7 +59,7 @@ class Attention(Loss):
     the squared difference, with its weight beta = 1000; eq. 2 of the paper has the norm itself and sums positions.
     """
 
-    weight: float = 1000.0
+    weight: Weight = 1000.0
 
     needs_features: ClassVar[bool] = True
 
@@ -70,14 +70,14 @@ class Attention(Loss):
 
 
 @LOSSES.register("nst")
-@dataclass(frozen=True)
+@options
 class NeuronSelectivity(Loss):
     """Squared MMD between the two sets of normalised channels, kernel (x . y)^2, sum over blocks (Huang & Wang 2017).
 
     Mean over examples of eq. 7 with the polynomial kernel; weight as in Tian et al. 2020. Widths may differ.
     """
 
-    weight: float = 50.0
+    weight: Weight = 50.0
 
     needs_features: ClassVar[bool] = True
 
@@ -93,7 +93,7 @@ class NeuronSelectivity(Loss):
 
 
 @LOSSES.register("fsp")
-@dataclass(frozen=True)
+@options
 class SolutionFlow(Loss):
     """Mean squared difference of the flow matrices between consecutive blocks, summed over blocks (Yim et al. 2017).
 
@@ -159,7 +159,7 @@ class Regression(nn.Module):
 
 
 @LOSSES.register("vid")
-@dataclass(frozen=True)
+@options
 class VariationalInformation(Loss):
     """-log N(teacher's map; mean(student's map), variance of the channel), summed over blocks (Ahn et al. 2019, eq. 5).
 
@@ -167,14 +167,10 @@ class VariationalInformation(Loss):
     code. It has no floor at 0: a good fit is negative.
     """
 
-    weight: float = 1.0
-    initial_variance: float = 5.0
+    weight: Weight = 1.0
+    initial_variance: Annotated[float, Field(description="of a channel, before training", gt=0, le=100)] = 5.0
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(initial_variance=self.initial_variance)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> nn.Module:
         pairs = aligned(student, teacher)
@@ -198,26 +194,20 @@ def convolutions(*widths: int) -> nn.Sequential:
 
 
 @LOSSES.register("ft")
-@dataclass(frozen=True)
+@options
 class FactorTransfer(Loss):
     """L1 between normalised factors, the teacher's by an autoencoder (Kim et al. 2018, eq. 2).
 
     Mean over examples and entries of the last pair of blocks; weight 200 as in Tian et al. 2020. The paper trains the
     autoencoder beforehand; here it learns beside the student, from its own reconstruction error alone (eq. 1), which
     enters the loss ``reconstruction`` times (1 / 200: with the weight, once). No gradient of the transfer reaches it.
-
-    rate: factor channels as a share of the teacher's channels.
     """
 
-    weight: float = 200.0
-    rate: float = 0.5
-    reconstruction: float = 0.005
+    weight: Weight = 200.0
+    rate: Annotated[float, Field(description="factor channels as a share of the teacher's", gt=0, le=100)] = 0.5
+    reconstruction: Annotated[float, Field(description="factor of the autoencoder's own error", gt=0, le=1e12)] = 0.005
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(rate=self.rate, reconstruction=self.reconstruction)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> nn.Module:
         ours, theirs = (block.shape[1] for block in aligned(student, teacher)[-1])
@@ -239,7 +229,7 @@ class FactorTransfer(Loss):
 
 
 @LOSSES.register("ab")
-@dataclass(frozen=True)
+@options
 class ActivationBoundaries(Loss):
     """Squared hinge that puts the student on the teacher's side of each activation boundary (Heo et al. 2019, eq. 6).
 
@@ -249,14 +239,10 @@ class ActivationBoundaries(Loss):
     does: after the window the labels alone are learnt. Weight 0.003 as in the released code.
     """
 
-    weight: float = 0.003
-    margin: float = 1.0
+    weight: Weight = 0.003
+    margin: Annotated[float, Field(description="how far from the boundary a unit has to be", gt=0, le=1e6)] = 1.0
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(margin=self.margin)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> nn.Module:
         widths = [(ours.shape[1], theirs.shape[1]) for ours, theirs in aligned(student, teacher)]
@@ -274,7 +260,7 @@ class ActivationBoundaries(Loss):
 
 
 @LOSSES.register("srd")
-@dataclass(frozen=True)
+@options
 class ProjectedEmbedding(Loss):
     """log sum |standardised projection of the student's embedding - the teacher's|^4 (Miles & Mikolajczyk 2024, eq. 8).
 
@@ -282,14 +268,10 @@ class ProjectedEmbedding(Loss):
     projection. The feature method that needs nothing but embeddings, so it takes any pair of architectures.
     """
 
-    weight: float = 2.0
-    exponent: float = 4.0
+    weight: Weight = 2.0
+    exponent: Annotated[float, Field(description="of the differences", gt=0, le=100)] = 4.0
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(exponent=self.exponent)
 
     def adapters(self, student: Outputs, teacher: Outputs, training: TrainingSet) -> nn.Module:
         return nn.Linear(student.embedding.shape[1], teacher.embedding.shape[1], bias=False)

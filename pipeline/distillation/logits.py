@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.distillation.loss import LOSSES, Labelled, Loss
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, Temperature, Weight
 from pipeline.models import Outputs
+from pipeline.registry import Refused, options
 
 
 @LOSSES.register("ce")
-@dataclass(frozen=True)
+@options
 class CrossEntropy(Loss):
     """Cross-entropy with the labels; ``label_smoothing`` as in Szegedy et al. 2016 (section 7), share in [0, 1)."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[
+        float, Field(description="share of each label that is spread over all classes", ge=0, lt=1)
+    ] = 0.0
 
     needs_teacher: ClassVar[bool] = False
     uses_labels: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing:g} is outside [0, 1)")
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         return F.cross_entropy(student.logits, batch.labels, label_smoothing=self.label_smoothing)
 
 
 @LOSSES.register("kd")
-@dataclass(frozen=True)
+@options
 class SoftTargets(Loss):
     """T^2 KL(teacher || student) of the softened class probabilities (Hinton et al. 2015, section 2).
 
@@ -44,15 +42,11 @@ class SoftTargets(Loss):
     that the student matches the teacher's order and not its scale; their setting is temperature 2 and weight 9.
     """
 
-    weight: float = 0.9
-    temperature: float = 4.0
-    standardize: bool = False
+    weight: Weight = 0.9
+    temperature: Temperature = 4.0
+    standardize: Annotated[bool, Field(description="bring each example's logits to mean 0 and deviation 1")] = False
 
     label_weight: ClassVar[float] = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(temperature=self.temperature)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         logits = student.logits, teacher.logits
@@ -67,24 +61,15 @@ def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return temperature**2 * F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
 
 
-def require_positive(**options: float) -> None:
-    """Raises ValueError that names the first option which is not a finite number above 0."""
-    for name, option in options.items():
-        if not 0 < option < float("inf"):
-            raise ValueError(f"{name} {option:g} is refused; give a number above 0")
-
-
-def require_weights(**options: float) -> None:
-    """Raises ValueError that names the first option which is negative or no finite number, or all if they are 0."""
-    for name, option in options.items():
-        if not 0 <= option < float("inf"):
-            raise ValueError(f"{name} {option:g} is refused; give a finite number that is not negative")
-    if not any(options.values()):
-        raise ValueError(f"{' and '.join(options)} are all zero; give one of them a weight above 0")
+def require_one(**weights: float) -> None:
+    """Refuses weights that are all zero."""
+    if not any(weights.values()):
+        first, *others = weights
+        raise Refused(first, f"0 is refused beside {' and '.join(others)} 0; give one of them a weight above 0")
 
 
 @LOSSES.register("dkd")
-@dataclass(frozen=True)
+@options
 class DecoupledTargets(Loss):
     """Decoupled distillation: the label against the rest, and the rest among itself (Zhao et al. 2022, eq. 7).
 
@@ -92,15 +77,13 @@ class DecoupledTargets(Loss):
     released code ramps the weight up over 20 epochs; here it is constant. Weights: theirs for ResNet32x4 -> 8x4.
     """
 
-    weight: float = 1.0
-    target: float = 1.0
-    others: float = 8.0
-    temperature: float = 4.0
+    weight: Weight = 1.0
+    target: Annotated[float, Field(description="factor of the label against the rest", ge=0, le=1e12)] = 1.0
+    others: Annotated[float, Field(description="factor of the other classes among each other", ge=0, le=1e12)] = 8.0
+    temperature: Temperature = 4.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_weights(target=self.target, others=self.others)
-        require_positive(temperature=self.temperature)
+        require_one(target=self.target, others=self.others)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         rows = torch.arange(len(batch.labels), device=batch.labels.device)
@@ -117,22 +100,20 @@ class DecoupledTargets(Loss):
 
 
 @LOSSES.register("dist")
-@dataclass(frozen=True)
+@options
 class Correlations(Loss):
     """Pearson distance between class probabilities, within each example and within each class (Huang et al. 2022).
 
     T^2 (inter mean_i (1 - r(row i)) + intra mean_c (1 - r(column c))), eq. 8 to 10; T and weights as for CIFAR-100.
     """
 
-    weight: float = 1.0
-    inter: float = 2.0
-    intra: float = 2.0
-    temperature: float = 4.0
+    weight: Weight = 1.0
+    inter: Annotated[float, Field(description="factor of the distances within examples", ge=0, le=1e12)] = 2.0
+    intra: Annotated[float, Field(description="factor of the distances within classes", ge=0, le=1e12)] = 2.0
+    temperature: Temperature = 4.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_weights(inter=self.inter, intra=self.intra)
-        require_positive(temperature=self.temperature)
+        require_one(inter=self.inter, intra=self.intra)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         ours, theirs = ((outputs.logits / self.temperature).softmax(1) for outputs in (student, teacher))

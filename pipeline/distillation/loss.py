@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.models import Outputs
-from pipeline.registry import Registry
+from pipeline.registry import Registry, options
 
 
 class Labelled(Protocol):
@@ -51,7 +52,12 @@ class TrainingSet:
         return torch.bincount(labels, minlength=self.classes)
 
 
-@dataclass(frozen=True)
+# Types of options that several losses have.
+Weight = Annotated[float, Field(description="factor in the sum of losses", ge=0, le=1e12)]
+Temperature = Annotated[float, Field(description="divides the logits before the softmax", gt=0, le=1e6)]
+
+
+@options
 class Loss:
     """One term of an objective; its fields are its options, the first of them its weight in the sum.
 
@@ -59,17 +65,13 @@ class Loss:
     that are trained with the student (a regressor, a projection) or that remember (a memory bank).
     """
 
-    weight: float = 1.0
+    weight: Weight = 1.0
 
     name: ClassVar[str]
     needs_teacher: ClassVar[bool] = True
     needs_features: ClassVar[bool] = False  # reads blocks or embedding; False: the logits are enough
     uses_labels: ClassVar[bool] = False  # teaches the labels, so that no ``ce`` has to be added
     label_weight: ClassVar[float] = 1.0  # weight of the ``ce`` that is added when this loss stands alone
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight {self.weight:g} is refused; give a finite number that is not negative")
 
     def adapters(self, student: Outputs, teacher: Outputs | None, training: TrainingSet) -> nn.Module | None:
         """Builds the parts that are trained with the student and dropped after, from one batch; None: no such parts."""

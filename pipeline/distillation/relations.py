@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import factorial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.distillation.align import paired
-from pipeline.distillation.logits import require_positive, require_weights
-from pipeline.distillation.loss import LOSSES, Labelled, Loss
+from pipeline.distillation.logits import require_one
+from pipeline.distillation.loss import LOSSES, Labelled, Loss, Weight
 from pipeline.models import Outputs
+from pipeline.registry import options
 
 
 @LOSSES.register("sp")
-@dataclass(frozen=True)
+@options
 class SimilarityPreserving(Loss):
     """||G_t - G_s||_F^2 / batch^2, G the row-normalised Gram matrix of the last block (Tung & Mori 2019, eq. 4)."""
 
-    weight: float = 3000.0
+    weight: Weight = 3000.0
 
     needs_features: ClassVar[bool] = True
 
@@ -31,7 +32,7 @@ class SimilarityPreserving(Loss):
 
 
 @LOSSES.register("pkt")
-@dataclass(frozen=True)
+@options
 class ProbabilisticTransfer(Loss):
     """KL between the conditional probabilities of neighbours in the two embeddings (Passalis & Tefas 2018, eq. 7).
 
@@ -39,7 +40,7 @@ class ProbabilisticTransfer(Loss):
     entries (weight 30000 belongs to that); the paper sums them.
     """
 
-    weight: float = 30000.0
+    weight: Weight = 30000.0
 
     needs_features: ClassVar[bool] = True
 
@@ -56,7 +57,7 @@ def neighbours(embedding: Tensor) -> Tensor:
 
 
 @LOSSES.register("rkd")
-@dataclass(frozen=True)
+@options
 class Relational(Loss):
     """Huber distance of normalised distances and of angles between embeddings (Park et al. 2019, eq. 5 and 8).
 
@@ -64,15 +65,14 @@ class Relational(Loss):
     (they add 0), as in the released code; weights 25 and 50 as there. Memory grows with batch^3.
     """
 
-    weight: float = 1.0
-    distance: float = 25.0
-    angle: float = 50.0
+    weight: Weight = 1.0
+    distance: Annotated[float, Field(description="factor of the distances", ge=0, le=1e12)] = 25.0
+    angle: Annotated[float, Field(description="factor of the angles", ge=0, le=1e12)] = 50.0
 
     needs_features: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require_weights(distance=self.distance, angle=self.angle)
+        require_one(distance=self.distance, angle=self.angle)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         ours, theirs = student.embedding, teacher.embedding
@@ -98,7 +98,7 @@ def angles(embedding: Tensor) -> Tensor:
 
 
 @LOSSES.register("cc")
-@dataclass(frozen=True)
+@options
 class CorrelationCongruence(Loss):
     """||K(teacher) - K(student)||_F^2 / batch^2 of Gaussian kernel matrices of embeddings (Peng et al. 2019, eq. 6).
 
@@ -107,15 +107,11 @@ class CorrelationCongruence(Loss):
     lies within [0, 1] and is small, hence the weight, which is ours; Tian et al. 2020 use 0.02 for another term.
     """
 
-    weight: float = 100.0
-    gamma: float = 0.4
-    order: int = 2
+    weight: Weight = 100.0
+    gamma: Annotated[float, Field(description="of the Gaussian kernel", gt=0, le=1e6)] = 0.4
+    order: Annotated[int, Field(description="highest power in the kernel's expansion", ge=1, le=100)] = 2
 
     needs_features: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_positive(gamma=self.gamma, order=self.order)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Labelled, adapters: nn.Module | None) -> Tensor:
         return F.mse_loss(self.kernel(student.embedding), self.kernel(teacher.embedding))

@@ -13,18 +13,19 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch_pruning
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from pipeline.folding import copy_network
 from pipeline.pruning.masks import mean_gradients, squared_gradients
 from pipeline.pruning.method import METHODS, Examples, Method, classifier, evaluating, prunable, weight_names
-from pipeline.registry import UserError
+from pipeline.registry import UserError, options
 
 TOLERANCE = 0.02  # how far from the target the result may be
 LAYERS = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
@@ -235,7 +236,7 @@ def fused_attention(enabled: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-@dataclass(frozen=True)
+@options
 class Removal(Method):
     """Physical removal of whole channels, with everything that reads or writes them.
 
@@ -244,25 +245,21 @@ class Removal(Method):
     target: what the number asked for is a share of: ``weights`` (sparsity, as everywhere else), ``macs`` or
     ``channels``. The sparsity reached is a matter of measurement in each case. A share of channels is not a sparsity:
     half of the channels of a ResNet-18 are 71 % of its weights.
-    minimum_channels: stay in every layer, at least 1. round_to: widths stay multiples of this (a layer of another
-    width, or too narrow, stays whole or goes only as far as the next multiple).
+    round_to: a layer of another width, or too narrow, stays whole or goes only as far as the next multiple.
 
     The first convolution may lose filters even when its weights do not count (``prune_first``), because residual
     additions tie them to later layers; the classifier never loses outputs. A subclass gives ``importance``.
     """
 
-    scope: str = "uniform"
-    target: str = "weights"
-    minimum_channels: int = 1
-    round_to: int = 1
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("uniform", "global", "isomorphic"):
-            raise ValueError(f"scope '{self.scope}' is not one of uniform, global, isomorphic")
-        if self.target not in ("weights", "macs", "channels"):
-            raise ValueError(f"target '{self.target}' is not one of weights, macs, channels")
-        if self.minimum_channels < 1 or self.round_to < 1:
-            raise ValueError("minimum_channels and round_to are at least 1")
+    scope: Annotated[
+        Literal["uniform", "global", "isomorphic"],
+        Field(description="the same share of every group, all compete, or groups of equal structure compete"),
+    ] = "uniform"
+    target: Annotated[
+        Literal["weights", "macs", "channels"], Field(description="what the number asked for is a share of")
+    ] = "weights"
+    minimum_channels: Annotated[int, Field(description="stay in every layer", ge=1, le=1_000_000)] = 1
+    round_to: Annotated[int, Field(description="widths stay multiples of this", ge=1, le=1_000_000)] = 1
 
     def prepare(self, network: nn.Module, examples: Examples) -> None:
         """Fills ``.grad`` of the parameters, where ``importance`` reads it."""
@@ -405,23 +402,18 @@ class Removal(Method):
 
 
 @METHODS.register("channels")
-@dataclass(frozen=True)
+@options
 class Channels(Removal):
     """Channels with the smallest L1 or L2 norm over all weights that hang on them (Fang et al. 2023, "DepGraph")."""
 
-    norm: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.norm not in (1, 2):
-            raise ValueError(f"norm {self.norm} is not 1 or 2")
+    norm: Annotated[Literal[1, 2], Field(description="L1 or L2")] = 2
 
     def importance(self, group, examples):
         return torch_pruning.importance.GroupMagnitudeImportance(p=self.norm)(group.coupled)
 
 
 @METHODS.register("channels_random")
-@dataclass(frozen=True)
+@options
 class RandomChannels(Removal):
     """Random channels go: the control that every criterion must beat."""
 
@@ -432,7 +424,7 @@ class RandomChannels(Removal):
 
 
 @METHODS.register("channels_batchnorm")
-@dataclass(frozen=True)
+@options
 class BatchNormChannels(Removal):
     """Channels with the smallest BatchNorm scale (Liu et al. 2017, "Slimming"); groups without one stay whole."""
 
@@ -441,7 +433,7 @@ class BatchNormChannels(Removal):
 
 
 @METHODS.register("channels_fpgm")
-@dataclass(frozen=True)
+@options
 class FPGMChannels(Removal):
     """Channels whose filters are closest to all the others go: sum of distances (He et al. 2019, "FPGM", equation 6).
 
@@ -460,7 +452,7 @@ class FPGMChannels(Removal):
 
 
 @METHODS.register("channels_lamp")
-@dataclass(frozen=True)
+@options
 class LAMPChannels(Removal):
     """Group L2 norms, normalised within each group as in LAMP (Lee et al. 2021).
 
@@ -472,7 +464,7 @@ class LAMPChannels(Removal):
 
 
 @METHODS.register("channels_taylor")
-@dataclass(frozen=True)
+@options
 class TaylorChannels(Removal):
     """Sum of |w dL/dw| over all weights of a channel (Molchanov et al. 2019, first order)."""
 
@@ -486,7 +478,7 @@ class TaylorChannels(Removal):
 
 
 @METHODS.register("channels_hessian")
-@dataclass(frozen=True)
+@options
 class HessianChannels(Removal):
     """Sum of w^2 h over all weights of a channel, h the diagonal of the empirical Fisher (LeCun et al. 1989, "OBD").
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from pipeline.folding import batchnorm_after
 from pipeline.pruning.method import METHODS, Examples, Masks, Method, evaluating, prunable
-from pipeline.registry import UserError
+from pipeline.registry import Refused, UserError, options
 
 
 def apply_masks(network: nn.Module, masks: Masks) -> None:
@@ -39,7 +39,7 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     return chosen.view(scores.shape)
 
 
-@dataclass(frozen=True)
+@options
 class MaskMethod(Method):
     """A method whose result is masks."""
 
@@ -126,7 +126,7 @@ def erdos_renyi_kernel(shapes: dict[str, torch.Size], keep: int, minimum: int) -
     return whole
 
 
-@dataclass(frozen=True)
+@options
 class Unstructured(MaskMethod):
     """Removes the weights with the lowest score.
 
@@ -137,14 +137,13 @@ class Unstructured(MaskMethod):
 
     grows: ClassVar[bool] = True
 
-    scope: str = "global"
-    minimum_per_layer: int = 1
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("global", "layer", "erk"):
-            raise ValueError(f"scope '{self.scope}' is not one of global, layer, erk")
-        if self.minimum_per_layer < 0:
-            raise ValueError(f"minimum_per_layer {self.minimum_per_layer} is negative")
+    scope: Annotated[
+        Literal["global", "layer", "erk"],
+        Field(description="all layers compete, the same share of each layer, or the shares of Erdos-Renyi-Kernel"),
+    ] = "global"
+    minimum_per_layer: Annotated[
+        int, Field(description="weights that every layer keeps, so that none dies", ge=0, le=1_000_000_000)
+    ] = 1
 
     def scores(self, network: nn.Module, weights: dict[str, nn.Parameter], examples: Examples) -> dict[str, Tensor]:
         """A score per weight, in the weight's shape; the lowest are removed. ``network`` is in eval mode."""
@@ -199,7 +198,7 @@ class Unstructured(MaskMethod):
 
 
 @METHODS.register("magnitude")
-@dataclass(frozen=True)
+@options
 class Magnitude(Unstructured):
     """The smallest absolute weights go (Han et al. 2015, "Learning both Weights and Connections")."""
 
@@ -208,7 +207,7 @@ class Magnitude(Unstructured):
 
 
 @METHODS.register("random")
-@dataclass(frozen=True)
+@options
 class Random(Unstructured):
     """Random weights go: the control that every criterion must beat."""
 
@@ -219,7 +218,7 @@ class Random(Unstructured):
 
 
 @METHODS.register("lamp")
-@dataclass(frozen=True)
+@options
 class LAMP(Unstructured):
     """Layer-adaptive magnitude (Lee et al. 2021, equation 2): w^2 over the sum of all v^2 in the layer with v^2 >= w^2.
 
@@ -236,7 +235,7 @@ class LAMP(Unstructured):
 
 
 @METHODS.register("snip")
-@dataclass(frozen=True)
+@options
 class SNIP(Unstructured):
     """|w dL/dw| with the gradient of the mean loss (Lee et al. 2019, equation 6; its normalisation changes no
     order).
@@ -248,7 +247,7 @@ class SNIP(Unstructured):
 
 
 @METHODS.register("taylor")
-@dataclass(frozen=True)
+@options
 class Taylor(Unstructured):
     """(w dL/dw)^2 averaged over single examples (Molchanov et al. 2019, equation 8, applied to weights).
 
@@ -261,15 +260,15 @@ class Taylor(Unstructured):
 
 
 @METHODS.register("grasp")
-@dataclass(frozen=True)
+@options
 class GraSP(Unstructured):
     """Keeps the gradient flow: score w * (H g), the lowest go (Wang et al. 2020, equation 8, whose -w * (H g) is high
     for what goes).
 
-    temperature: divides the logits, 200 as in the released code. Made for networks before training.
+    Made for networks before training. The temperature is that of the released code.
     """
 
-    temperature: float = 200.0
+    temperature: Annotated[float, Field(description="divides the logits", gt=0, le=1e6)] = 200.0
 
     def scores(self, network, weights, examples):
         examples.need(self.name, labels=True)
@@ -282,7 +281,7 @@ class GraSP(Unstructured):
 
 
 @METHODS.register("movement")
-@dataclass(frozen=True)
+@options
 class Movement(Unstructured):
     """Weights that training moves towards zero go: minus the sum over steps of w dL/dw (Sanh et al. 2020, equation 4).
 
@@ -290,9 +289,9 @@ class Movement(Unstructured):
     statistics fixed, move a copy of the weights; the scores add up on the way, the network keeps its own.
     """
 
-    steps: int = 20
-    batch_size: int = 32
-    learning_rate: float = 0.01
+    steps: Annotated[int, Field(description="of SGD", ge=1, le=1_000_000)] = 20
+    batch_size: Annotated[int, Field(description="examples in a step", ge=1, le=1_000_000)] = 32
+    learning_rate: Annotated[float, Field(description="of these steps", gt=0, le=1e6)] = 0.01
 
     def scores(self, network, weights, examples):
         examples.need(self.name, labels=True)
@@ -316,28 +315,21 @@ class Movement(Unstructured):
 
 
 @METHODS.register("filters")
-@dataclass(frozen=True)
+@options
 class Filters(MaskMethod):
     """The same share of each convolution's filters goes, those with the smallest norm (Li et al. 2017; L1 in the
     paper).
 
-    norm: 1 or 2. minimum_per_layer: filters that every convolution keeps.
-    batchnorm: also masks the filter's bias and its BatchNorm's scale and shift, so that nothing is left of it. Without,
+    batchnorm also masks the filter's bias and its BatchNorm's scale and shift, so that nothing is left of it. Without,
     a removed filter still sends a constant forward: its weights are gone, its BatchNorm shift is not.
     """
 
     grows: ClassVar[bool] = True
     kinds: ClassVar[str] = "convolutions"
 
-    norm: int = 1
-    batchnorm: bool = True
-    minimum_per_layer: int = 1
-
-    def __post_init__(self) -> None:
-        if self.norm not in (1, 2):
-            raise ValueError(f"norm {self.norm} is not 1 or 2")
-        if self.minimum_per_layer < 1:
-            raise ValueError(f"minimum_per_layer {self.minimum_per_layer} is less than 1")
+    norm: Annotated[Literal[1, 2], Field(description="L1 or L2")] = 1
+    batchnorm: Annotated[bool, Field(description="also mask what BatchNorm adds to a removed filter")] = True
+    minimum_per_layer: Annotated[int, Field(description="filters that every convolution keeps", ge=1, le=1_000_000)] = 1
 
     def prunes(self, module):
         return isinstance(module, nn.Conv2d)
@@ -394,7 +386,7 @@ class Filters(MaskMethod):
 
 
 @METHODS.register("n_m")
-@dataclass(frozen=True)
+@options
 class NM(MaskMethod):
     """N:M sparsity: of every ``m`` consecutive input weights the ``n`` largest stay (Mishra et al. 2021; 2:4 by
     default).
@@ -403,12 +395,12 @@ class NM(MaskMethod):
     hardware multiplies. The pattern sets the sparsity, 1 - n / m: asking for another (but 0) is an error.
     """
 
-    n: int = 2
-    m: int = 4
+    n: Annotated[int, Field(description="weights that stay", ge=1, le=1_000_000)] = 2
+    m: Annotated[int, Field(description="weights in a row", ge=2, le=1_000_000)] = 4
 
     def __post_init__(self) -> None:
-        if not 0 < self.n < self.m:
-            raise ValueError(f"n {self.n} and m {self.m} are not 0 < n < m")
+        if self.n >= self.m:
+            raise Refused("n", f"{self.n} is refused; give less than m, which is {self.m}")
 
     def counts(self, weights, sparsity):
         if sparsity == 0:

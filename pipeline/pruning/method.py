@@ -6,14 +6,15 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.folding import copy_network
 from pipeline.pruning.schedules import Schedule
-from pipeline.registry import Registry, UserError, nearest
+from pipeline.registry import Registry, UserError, nearest, options
 
 Masks = dict[str, Tensor]  # parameter name -> bool tensor of the parameter's shape, True = kept
 
@@ -57,23 +58,23 @@ class Pruned:
     removed: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@options
 class Method:
     """Options that all methods share: which layers may lose weights.
 
-    prune_first: also the first convolution; prune_classifier: also the last layer. Both are out by default, as is usual
-    in the literature: they are small and losing them is costly.
-    layers, exclude: glob patterns on layer names, separated by commas (``layer1.*,layer2.*``); a layer is prunable if
-    it matches one of the first and none of the second.
+    First convolution and classifier are out by default, as is usual in the literature: they are small and losing them
+    is costly. A layer is prunable if it matches one pattern of ``layers`` and none of ``exclude``.
     """
 
     grows: ClassVar[bool] = False  # whether a schedule may raise the sparsity while the network trains
     kinds: ClassVar[str] = "convolutions and linear layers"  # what `prunes` accepts, in words
 
-    prune_first: bool = False
-    prune_classifier: bool = False
-    layers: str = "*"
-    exclude: str = ""
+    prune_first: Annotated[bool, Field(description="also the first convolution")] = False
+    prune_classifier: Annotated[bool, Field(description="also the last layer")] = False
+    layers: Annotated[
+        str, Field(description="patterns of layer names, with commas between: layer1.*,layer2.*", min_length=1)
+    ] = "*"
+    exclude: Annotated[str, Field(description="patterns of layers that are left whole")] = ""
 
     def prunes(self, module: nn.Module) -> bool:
         """Whether the method acts on layers of this kind."""

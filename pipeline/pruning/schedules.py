@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pipeline.registry import Registry
+from pydantic import Field
+
+from pipeline.registry import Refused, Registry, options
 
 SCHEDULES: Registry[Schedule] = Registry("pruning schedule")
 
 
-@dataclass(frozen=True)
+@options
 class Schedule:
     """How a network gets to its target sparsity. ``grows``: whether masks change while it trains."""
 
@@ -27,35 +28,29 @@ class Schedule:
 
 
 @SCHEDULES.register("one_shot")
-@dataclass(frozen=True)
+@options
 class OneShot(Schedule):
     """Prune once to the target, then recover."""
 
 
 @SCHEDULES.register("iterative")
-@dataclass(frozen=True)
+@options
 class Iterative(Schedule):
     """Several rounds of prune and recover; every round removes the same share of the weights that are left.
 
-    steps: the number of rounds.
-    rewind: where each round's recovery starts: ``weights`` (surviving weights go back to what they were after ``epoch``
-    epochs of dense training, and are trained as they were from there on; Frankle et al. 2020), ``learning_rate`` (they
-    stay, and only the rest of that training is repeated; Renda et al. 2020) or ``none`` (they stay, ordinary
-    fine-tuning).
-    epoch: 0 goes back to the initial weights, and to the first value of the learning rate.
+    rewind says where each round's recovery starts: ``weights`` (surviving weights go back to what they were after
+    ``epoch`` epochs of dense training, and are trained as they were from there on; Frankle et al. 2020),
+    ``learning_rate`` (they stay, and only the rest of that training is repeated; Renda et al. 2020) or ``none`` (they
+    stay, ordinary fine-tuning).
     """
 
-    steps: int = 5
-    rewind: str = "learning_rate"
-    epoch: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps {self.steps} is less than 1")
-        if self.epoch < 0:
-            raise ValueError(f"epoch {self.epoch} is negative")
-        if self.rewind not in ("weights", "learning_rate", "none"):
-            raise ValueError(f"rewind '{self.rewind}' is not one of weights, learning_rate, none")
+    steps: Annotated[int, Field(description="the number of rounds", ge=1, le=1000)] = 5
+    rewind: Annotated[
+        Literal["weights", "learning_rate", "none"], Field(description="what goes back before each round is trained")
+    ] = "learning_rate"
+    epoch: Annotated[
+        int, Field(description="of dense training that it goes back to; 0: before the first", ge=0, le=100_000)
+    ] = 1
 
     def rounds(self, target):
         earlier = [1 - (1 - target) ** (number / self.steps) for number in range(1, self.steps)]
@@ -63,7 +58,7 @@ class Iterative(Schedule):
 
 
 @SCHEDULES.register("gradual")
-@dataclass(frozen=True)
+@options
 class Gradual(Schedule):
     """Sparsity grows during training (AGP; Zhu & Gupta 2017, "To prune, or not to prune", equation 1).
 
@@ -73,18 +68,14 @@ class Gradual(Schedule):
     """
 
     grows: ClassVar[bool] = True
-    initial: float = 0.05
-    begin: float = 0.0
-    end: float = 0.75
-    updates: int = 100
+    initial: Annotated[float, Field(description="the sparsity at the start", ge=0, lt=1)] = 0.05
+    begin: Annotated[float, Field(description="share of training where it begins to grow", ge=0, lt=1)] = 0.0
+    end: Annotated[float, Field(description="share of training where the target is reached", gt=0, le=1)] = 0.75
+    updates: Annotated[int, Field(description="steps of growth", ge=1, le=1_000_000)] = 100
 
     def __post_init__(self) -> None:
-        if not 0 <= self.initial < 1:
-            raise ValueError(f"initial {self.initial} is outside [0, 1)")
-        if not 0 <= self.begin < self.end <= 1:
-            raise ValueError(f"begin {self.begin} and end {self.end} are not 0 <= begin < end <= 1")
-        if self.updates < 1:
-            raise ValueError(f"updates {self.updates} is less than 1")
+        if self.begin >= self.end:
+            raise Refused("begin", f"{self.begin} is refused; give less than end, which is {self.end}")
 
     def at(self, progress, target):
         initial = min(self.initial, target)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import bias, inference, predictions, pruning, similarities
+from pipeline.capacity import require_memory
 from pipeline.data.batches import Batches, ImageView
 from pipeline.files import write_atomically
 from pipeline.models import Observer
@@ -98,6 +99,11 @@ class Score(Stage):
     candidates: tuple[Predict, ...]
     floor: Floor
     resamples: int = 2000
+
+    def check(self, data_root: Path) -> None:
+        classes = len(load_splits(self.candidates[0].network.dense.data, data_root).train.classes)
+        numbers = len(self.floor.measures) + 2 * classes
+        require_memory(8 * numbers * self.resamples, f"resamples: {self.resamples} draws of {numbers} numbers")
 
     def label(self) -> str:
         origin = self.candidates[0].network.label().rpartition(" · ")[0]

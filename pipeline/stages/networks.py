@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline import distillation, models, pruning, training
+from pipeline import distillation, models, pruning, recovery, training
+from pipeline.capacity import require_memory, require_room
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.data.batches import Batch, Batches, ImageView, UniformOrder
 from pipeline.files import write_atomically, written_aside
@@ -68,15 +69,6 @@ def load_network(folder: Path) -> StoredNetwork:
         if (found := sum(parameter.numel() for parameter in network.parameters())) != size["parameters"]:
             raise UserError(f"{folder}: {found} parameters, size.json says {size['parameters']}; {AGAIN}")
     return StoredNetwork(network, info, masks)
-
-
-def rewind(stored: StoredNetwork, early: Path) -> None:
-    """Gives a pruned network the weights that the file holds of its dense parent, less what was removed."""
-    dense = models.fresh(stored.info)
-    dense.load_state_dict(models.load_tensors(early))
-    example = torch.zeros(1, *stored.info.input_shape)
-    network = pruning.rewind(dense, masks=stored.masks, removed=list(stored.info.removed), example=example)
-    stored.network.load_state_dict(network.state_dict())
 
 
 def pruning_examples(data: Data, context: Context, normalisation: Normalisation, seed: int, count: int) -> Batch:
@@ -214,15 +206,13 @@ class Prune(Stage):
 
 @dataclass(frozen=True)
 class Recover(Stage):
-    """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other losses.
+    """Training after pruning (or, at sparsity 0, more training of the dense network): the same loop, other answers.
 
+    start, examples, mixture, update: see `pipeline.recovery`. losses, window, ensemble: see
+    `pipeline.distillation.Objective`.
     teachers: dense networks to learn from; the network's own dense parent where none is given.
-    from_scratch: the network keeps its shape or masks and starts from new random weights, drawn by the seed: after
-    physical removal a small dense network, at sparsity 0 with a teacher a born-again network (Furlanello et al. 2018).
     cache_logits: teachers' logits are kept beside the data and read by every arm that sees the same images through the
     same teacher; the result is the same to the last bit, so it names nothing.
-    start_epoch: epochs of ``fit`` left out at the beginning (see `pipeline.training.fit`). rewind: the weights that are
-    left start from what they were in the dense network after ``start_epoch`` epochs.
     """
 
     files: ClassVar[tuple[str, ...]] = (*NETWORK_FILES, "history.csv")
@@ -231,13 +221,14 @@ class Recover(Stage):
     network: Train | Prune
     losses: tuple[distillation.Loss, ...]
     fit: training.Fit
+    start: recovery.Start = field(default_factory=recovery.Kept)
+    examples: recovery.Selection = field(default_factory=recovery.All)
+    mixture: recovery.Mixture = field(default_factory=recovery.Uniform)
+    update: recovery.Update = field(default_factory=recovery.Everything)
     window: tuple[float, float] = (0.0, 1.0)
     teachers: tuple[Train, ...] = ()
     ensemble: str = "average"
-    from_scratch: bool = False
     cache_logits: bool = field(default=False, metadata=OUTSIDE_KEY)
-    start_epoch: int = 0
-    rewind: bool = False
     title: str = field(default="", metadata=OUTSIDE_KEY)
 
     @property
@@ -267,11 +258,16 @@ class Recover(Stage):
 
     def run(self, folder: Path, context: Context) -> dict[str, float]:
         stored = load_network(context.open(self.network))
-        if self.from_scratch:
-            stored = reinitialised(stored, self.seed)
         splits = load_splits(self.dense.data, context.data_root)
-        if self.rewind:
-            rewind(stored, context.open(self.dense) / f"epoch{self.start_epoch}.safetensors")
+        splits = replace(splits, train=self.examples.choose(splits.train))
+        dense = context.open(self.dense)
+        origin = recovery.Origin(
+            stored.info,
+            stored.masks,
+            self.seed,
+            early=lambda epoch: models.load_tensors(dense / f"epoch{epoch}.safetensors"),
+        )
+        stored = replace(stored, network=self.start.begin(stored.network, origin))
         masker = None
         if stored.masks:
             examples = self.network.examples
@@ -291,17 +287,23 @@ class Recover(Stage):
             self.losses,
             splits,
             stream=self.stream,
+            moving=self.update.moves(stored.network, stored.info),
             masker=masker,
-            start_epoch=self.start_epoch,
+            start_epoch=self.start.first_epoch,
             objective={"teachers": teachers, "window": self.window, "ensemble": self.ensemble},
         )
         models.save(folder, stored.network, stored.info, masker.masks if masker else None)
         if isinstance(self.network, Prune):
-            dense = load_network(context.open(self.dense)).network
-            write_size(folder, stored.network.to("cpu"), dense=dense, method=self.network.method)
+            parent = load_network(dense).network
+            write_size(folder, stored.network.to("cpu"), dense=parent, method=self.network.method)
         return facts
 
     def check(self, data_root: Path) -> None:
+        if self.cache_logits:
+            train = load_splits(self.dense.data, data_root).train
+            size = 4 * self.fit.epochs * len(train) * (len(train.classes) + 1) * len(self.teachers or (self.dense,))
+            require_room(data_root / "logits", size, f"recoveries: '{self.title}': cache_logits")
+        check_answers(self.dense.network, self.update, self.examples, self.dense.data, data_root)
         teachers = tuple(teacher.network for teacher in self.teachers or (self.dense,))
         try:
             check_objective(
@@ -310,7 +312,7 @@ class Recover(Stage):
                 self.losses,
                 self.window,
                 self.fit,
-                self.start_epoch,
+                self.start.first_epoch,
                 self.dense.data,
                 data_root,
             )
@@ -321,7 +323,8 @@ class Recover(Stage):
         """Its file is named by all that a logit depends on, rounding included: teacher, images, batches, arithmetic."""
         fit, data = self.fit, self.dense
         order = UniformOrder(len(splits.train))
-        images = (data.data, data.identity, order, fit.epochs, fit.batch_size, fit.augmentation)
+        chosen = (order, self.examples, self.mixture)
+        images = (data.data, data.identity, chosen, fit.epochs, fit.batch_size, fit.augmentation)
         processor = torch.backends.cpu.get_cpu_capability()
         arithmetic = (fit.precision, context.device, self.threads, processor, torch.__version__)
         digest = hashlib.sha256(repr((images, arithmetic)).encode()).hexdigest()[:12]
@@ -331,22 +334,6 @@ class Recover(Stage):
             positions=fit.epochs * order.positions,
             classes=len(splits.train.classes),
         )
-
-
-def reinitialised(stored: StoredNetwork, seed: int) -> StoredNetwork:
-    """A network of the same shape, or with the same masks, and new random weights.
-
-    They are not those that dense training of this seed started from, with which masks can find a lottery ticket
-    (Frankle and Carbin 2019). After physical removal the channels that remain keep the scale of the dense network's
-    initialisation.
-    """
-    info = stored.info
-    drawn = int(np.random.SeedSequence((seed, 2)).generate_state(1)[0])
-    network = models.build(info.network, input_shape=info.input_shape, classes=len(info.classes), seed=drawn)
-    if info.removed:
-        pruning.replay(network, list(info.removed), torch.zeros(1, *info.input_shape))
-    pruning.apply_masks(network, stored.masks)
-    return StoredNetwork(network, info, stored.masks)
 
 
 def load_teacher(
@@ -403,6 +390,7 @@ def _fit(
     splits: Splits,
     *,
     stream: tuple[int, int],
+    moving: Sequence[str] | None = None,
     masker: pruning.Masker | None = None,
     start_epoch: int = 0,
     keep_epochs: tuple[int, ...] = (),
@@ -431,6 +419,7 @@ def _fit(
         validation=validation,
         seed=stream,
         folder=folder,
+        moving=moving,
         masker=masker,
         start_epoch=start_epoch,
         keep_epochs=keep_epochs,
@@ -445,9 +434,36 @@ def _fit(
 
 @cache
 def check_images(network: Network, data: Data, data_root: Path) -> None:
-    """Raises UserError for a network that does not take the images."""
+    """Raises UserError for a network that does not take the images, or whose training does not fit into memory."""
     split = load_splits(data, data_root).train
-    models.build(network, input_shape=split.input_shape, classes=len(split.classes))
+    sizes = {"input_shape": split.input_shape, "classes": len(split.classes)}
+    try:
+        with torch.device("meta"):  # shapes only
+            built = models.build(network, **sizes)
+    except NotImplementedError:  # some of torchvision's read what they draw; these are of a few GB at most
+        built = models.build(network, **sizes)
+    # Weights, gradients, and up to two numbers of the optimizer for each.
+    size = 4 * sum(parameter.numel() * parameter.element_size() for parameter in built.parameters())
+    require_memory(size, f"network: training {network.title}")
+
+
+@cache
+def check_answers(
+    network: Network, update: recovery.Update, examples: recovery.Selection, data: Data, data_root: Path
+) -> None:
+    """Raises UserError for an update that moves nothing, or examples without one of every class."""
+    split = load_splits(data, data_root).train
+    chosen = examples.choose(split)
+    if missing := set(range(len(split.classes))) - set(chosen.labels.tolist()):
+        name = split.classes[min(missing)]
+        raise UserError(f"recoveries: examples {examples.name} leaves none of the class '{name}'; choose others")
+    built = models.build(network, input_shape=split.input_shape, classes=len(split.classes))
+    info = models.describe(built, network, split.classes, split.input_shape, (), ())
+    known = {name for name, _ in built.named_parameters()}
+    moving = set(update.moves(built, info))
+    if not moving or moving - known:
+        what = f"no parameter {min(moving - known)}" if moving - known else "no parameter that moves"
+        raise UserError(f"recoveries: update {update.name}: {network.title} has {what}; choose another")
 
 
 @cache

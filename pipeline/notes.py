@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import read_json, remove_debris, write_atomically
+from pipeline.files import LARGEST_CONFIGURATION, read_json, read_text, remove_debris, write_atomically
 from pipeline.registry import FOREIGN, UserError
 from pipeline.stage import digest
 
 if TYPE_CHECKING:
-    from pipeline.experiment import Study
+    from pipeline.schema import Study
     from pipeline.stage import Stage
     from pipeline.store import Store
 
@@ -62,8 +62,8 @@ def place(results: Path, config: Path, overrides: Sequence[str]) -> Path | None:
     or measures of their own in this process.
     """
     try:
-        text = config.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        text = read_text(config, LARGEST_CONFIGURATION)
+    except (OSError, UserError):
         return None  # to be refused in words by whoever reads it as a configuration
     if FOREIGN or "${" in "".join([text, *overrides]):
         return None
@@ -132,15 +132,12 @@ def recall(path: Path, config: Path, overrides: Sequence[str], data_root: Path) 
 
 def _identity(config: Path, overrides: Sequence[str], data_root: Path) -> str:
     """Of the data that a configuration names; it has been read before, so that it is sound."""
-    from dataclasses import fields
-
-    from omegaconf import OmegaConf
-
+    from pipeline import yamlfile
     from pipeline.data import DATASETS, Data
+    from pipeline.registry import options_of
 
-    content = OmegaConf.merge(OmegaConf.load(config), OmegaConf.from_dotlist(list(overrides)))
-    options = OmegaConf.to_container(content.data)
-    options = {"name": options} if isinstance(options, str) else options
-    own = {field.name for field in fields(DATASETS[options["name"]])} | {"name"}
-    dataset = DATASETS.build({name: value for name, value in options.items() if name in own}, "data")
+    told = yamlfile.load(config, overrides)["data"]
+    told = {"name": told} if isinstance(told, str) else told
+    own = {"name", *(option.name for option in options_of(DATASETS[told["name"]]))}
+    dataset = DATASETS.build({name: value for name, value in told.items() if name in own}, "data")
     return Data(dataset).identity(data_root)
