@@ -236,7 +236,8 @@ def data_options() -> str:
 
 
 def networks() -> str:
-    return prose(", ".join(code(name) for name in models.OWN_NAMES) + ", and every torchvision classifier by its name.")
+    own = [name for family in models.NETWORKS if family != "torchvision" for name in models.NETWORKS[family].names()]
+    return prose(", ".join(map(code, own)) + ", and every torchvision classifier by its name.")
 
 
 def _shared(registry: Registry) -> type:
