@@ -197,10 +197,10 @@ class Trials:
 
         store = Store(self.results)
         settings, plan = self.plan()
-        command.require_writable(store)
-        for stage in executors.needed([plan.report], store):
-            stage.check(self.results / "data")
-        notes.note(store, notes.place(self.results, self.study, ()), settings, in_order([plan.report]))
+        with command.computing(store):
+            for stage in executors.needed([plan.report], store):
+                stage.check(self.results / "data")
+            notes.note(store, notes.place(self.results, self.study, ()), settings, in_order([plan.report]))
 
     def stage(self, stage) -> None:
         from pipeline.stage import Context

@@ -108,7 +108,7 @@ def test_prune_takes_a_name_a_mapping_or_a_method():
     from pipeline import models
     from pipeline.pruning import METHODS
 
-    network = models.build("resnet8", input_shape=(1, 16, 16), classes=3)
+    network = models.build(models.network("resnet8"), input_shape=(1, 16, 16), classes=3)
     methods = ("magnitude", {"name": "magnitude", "scope": "global"}, METHODS["magnitude"]())
     weights = [pipeline.prune(network, method, 0.5).network.state_dict() for method in methods]
     for name, first in weights[0].items():

@@ -223,8 +223,8 @@ def test_yaml_that_is_none_or_means_something_else(tmp_path, text, message):
         ("resamples=4294967295", "^resamples: 4294967295 is refused; give a whole number from 100 to 10000000$"),
         ("data.examples=100000000000", "^data.examples: 100000000000 is refused"),
         ("data.size=1000000", "^data.size: 1000000 is refused; give a whole number from 4 to 4096$"),
-        ("network=resnet60000002x1", "^network: .* deeper or wider than 9999"),
-        ("network=resnet8x100000", "^network: .* deeper or wider than 9999"),
+        ("network=resnet60000002x1", "^network: .*depth is 60000002; give 6n [+] 2 up to 1202"),
+        ("network=resnet8x100000", "^network: .*width is 100000; give 1 to 1000"),
         ("network=ResNet8", "^network: 'ResNet8' is no network; .*did you mean"),
         ("recoveries.5.losses=kd", "^recoveries.5.losses: recoveries is a list of 2"),
         ("recoveries.1.losses=kd", "^recoveries.1.losses: recoveries.1 is 'kd' in the file, which has no options"),
@@ -318,7 +318,7 @@ def test_files_that_never_end_or_never_answer(tmp_path):
     [
         (["--results", ""], "error: argument --results: empty; give a path"),
         (["--config", ""], "error: argument --config: empty; give a path"),
-        (["network=resnet8x2000"], "network: training resnet8x2000 would take .* GB of memory, this machine has"),
+        (["network=resnet8x900"], "network: resnet8x900 takes .* GiB to train, and this machine has"),
         (["data.examples=90000000", "data.size=64"], "data: examples 90000000 of size 64 .* would take .* of memory"),
         (
             [

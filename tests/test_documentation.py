@@ -98,7 +98,7 @@ def setting(tmp_path, monkeypatch):
     (tmp_path / "groups.csv").write_text(groups + "\n")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4)
     images = torch.randn(8, 3, 16, 16)
     return {
         "np": np,

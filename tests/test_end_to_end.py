@@ -198,6 +198,7 @@ def test_control_c_stops_every_worker_at_once(tmp_path):
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         text=True,
     )
     deadline = time.monotonic() + 120

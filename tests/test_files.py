@@ -54,13 +54,14 @@ def test_a_planted_link_is_not_written_through(tmp_path):
 
 def test_debris_of_killed_writers_goes_and_all_else_stays(tmp_path):
     (tmp_path / "below").mkdir()
-    for name in (f".a.1{ASIDE}", f"below/.b.22{ASIDE}"):
+    for name in (f".a.1{ASIDE}", f".a.22{ASIDE}", f".[b].3{ASIDE}"):
         (tmp_path / name).write_text("half")
-    for name in ("a", f"mine{ASIDE}", ".hidden", "below/b"):
+    kept = {"a", f"mine{ASIDE}", ".hidden", f".other{ASIDE}", f".b.3{ASIDE}", f"below/.a.1{ASIDE}"}
+    for name in kept:
         (tmp_path / name).write_text("whole")
-    remove_debris(tmp_path)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {"a", f"mine{ASIDE}", ".hidden", "below/b"}
+    remove_debris(tmp_path / "a")
+    remove_debris(tmp_path / "[b]")
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_removing_takes_a_link_and_not_what_it_leads_to(tmp_path):

@@ -41,6 +41,14 @@ def test_names_below_are_fine(tmp_path):
         assert inside(tmp_path, name, named_by=tmp_path) == tmp_path / name
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_foreign():
+    """Another file of tests may have registered measures in this process, and then nothing is noted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notes, "FOREIGN", frozenset())
+        yield
+
+
 def test_json_that_is_nested_too_deeply(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 60_000)
     with pytest.raises(ValueError, match="nested too deeply"):

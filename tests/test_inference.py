@@ -37,7 +37,7 @@ class InOrder:
 @pytest.fixture
 def network():
     """With BatchNorm statistics that tell training from evaluation, and a dropout that would show."""
-    network = models.build("resnet8", input_shape=(3, 16, 16), classes=4)
+    network = models.build(models.network("resnet8"), input_shape=(3, 16, 16), classes=4)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.5, 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import models, similarity
+from pipeline import models, similarities
 from pipeline.__main__ import main
 from pipeline.files import DamagedFile
 from pipeline.models import Observer
@@ -388,7 +388,7 @@ def test_ten_lines_make_a_network_that_is_trained_pruned_recovered_and_compared(
     assert {run["model"] for run in runs} == {"tiny(width=12)"} and {run["pruning"] for run in runs} > {"channels"}
     rows = read_long(tmp_path / "reports" / "smoke" / "rows.csv")
     found = select(rows, kind="similarity", pruning="channels", recovery="kd", seed=0)
-    assert {row["layer"] for row in found} == {similarity.SUMMARY_LAYER, "block1", "block2", "embedding"}
+    assert {row["layer"] for row in found} == {similarities.SUMMARY_LAYER, "block1", "block2", "embedding"}
     with pytest.raises(UserError, match="name: 'tiny' is no network; known: ") as error:
         models.load_info(dense)
     assert str(error.value).startswith(str(dense)) and "\n" not in str(error.value)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pipeline import distillation, models, pruning, recovery, training
-from pipeline.capacity import require_memory, require_room
+from pipeline.capacity import require_room
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.data.batches import Batch, Batches, ImageView, UniformOrder
 from pipeline.files import write_atomically, written_aside
@@ -434,17 +434,9 @@ def _fit(
 
 @cache
 def check_images(network: Network, data: Data, data_root: Path) -> None:
-    """Raises UserError for a network that does not take the images, or whose training does not fit into memory."""
+    """Raises UserError for a network that does not take the images, or does not fit into memory."""
     split = load_splits(data, data_root).train
-    sizes = {"input_shape": split.input_shape, "classes": len(split.classes)}
-    try:
-        with torch.device("meta"):  # shapes only
-            built = models.build(network, **sizes)
-    except NotImplementedError:  # some of torchvision's read what they draw; these are of a few GB at most
-        built = models.build(network, **sizes)
-    # Weights, gradients, and up to two numbers of the optimizer for each.
-    size = 4 * sum(parameter.numel() * parameter.element_size() for parameter in built.parameters())
-    require_memory(size, f"network: training {network.title}")
+    models.build(network, input_shape=split.input_shape, classes=len(split.classes))
 
 
 @cache
