@@ -157,18 +157,18 @@ def study(chosen: argparse.Namespace) -> int:
     """The verbs that work on a configured study."""
     from rich.console import Console
 
-    from pipeline import notes
+    from pipeline import plan_notes
     from pipeline.store import Store
 
     console = Console()
     data_root = chosen.data or chosen.results / "data"
     store = Store(chosen.results)
-    noted_at = notes.place(chosen.results, chosen.config, chosen.overrides)
+    noted_at = plan_notes.place(chosen.results, chosen.config, chosen.overrides)
     # Only where something is to be computed is all that computes worth loading.
     if (
         noted_at
         and chosen.verb in ("run", "report", "show", "plan")
-        and (noted := notes.recall(noted_at, chosen.config, chosen.overrides, data_root))
+        and (noted := plan_notes.recall(noted_at, chosen.config, chosen.overrides, data_root))
     ):
         if chosen.verb in ("show", "plan"):
             return look(chosen, console, store, noted.study, noted.stages)
@@ -195,7 +195,7 @@ def study(chosen: argparse.Namespace) -> int:
     if not executors.needed(targets, store):
         console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
         if noted_at and os.access(chosen.results, os.W_OK):
-            notes.note(store, noted_at, settings, stages)
+            plan_notes.note(store, noted_at, settings, stages)
         return finish(console, store, settings.study, planned.report) if chosen.verb in ("report", "run") else 0
     with computing(store):
         todo = executors.needed(targets, store)  # again, now that nobody deletes anything
@@ -203,7 +203,7 @@ def study(chosen: argparse.Namespace) -> int:
             stage.check(data_root)
         console.print(f"{settings.study}: {len(todo)} stages to compute", highlight=False)
         if noted_at:
-            notes.note(store, noted_at, settings, stages)
+            plan_notes.note(store, noted_at, settings, stages)
         execution = executors.Execution(chosen.results, data_root, settings.device, settings.workers)
         outcome = executors.run_local(todo, execution, Display(console, len(todo)))
         if not outcome.failed and chosen.verb in ("report", "run"):
@@ -299,7 +299,7 @@ def computing(store: Store) -> Iterator[None]:
 
 def collect_garbage(chosen: argparse.Namespace) -> int:
     """Lists, and with --yes deletes, what no configuration here and no published report names."""
-    from pipeline import config, housekeeping, plan, publication
+    from pipeline import config, garbage, plan, publication
     from pipeline.store import Store
 
     if not (chosen.results / "store").is_dir():
@@ -309,7 +309,7 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
     alone = store.lock(store.computing, _refuse_while_computing) if chosen.yes else contextlib.nullcontext()
     with alone:
         own = chosen.config if chosen.config is not None else sorted(Path("configs").glob("*.yaml"))
-        published = housekeeping.published(store)
+        published = garbage.published(store)
         of_reports = sorted((chosen.results / "reports").glob("*/config.yaml"))
         if not own and not published and not of_reports:
             raise UserError(
@@ -326,7 +326,7 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
                 raise UserError(
                     f"{path}: what it names is not known ({reason}); mend it, or move it away if its results may go"
                 ) from None
-        rows = housekeeping.unnamed(store, targets, published)
+        rows = garbage.unnamed(store, targets, published)
         for row in rows:
             print(f"{row.size / 1e6:10.1f} MB  {row.kind}/{row.key}  {row.label}")
         total = sum(row.size for row in rows) / 1e6
@@ -338,7 +338,7 @@ def collect_garbage(chosen: argparse.Namespace) -> int:
             print("nothing was deleted; --yes deletes them")
         elif rows:
             for row in rows:
-                housekeeping.delete(store, row)
+                garbage.delete(store, row)
             print(f"deleted {len(rows)}")
     return 0
 

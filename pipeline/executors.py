@@ -198,7 +198,7 @@ def start_server() -> None:
     if _start_method() == "forkserver":
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries of linear algebra start their threads on import
         os.environ.setdefault("MKL_NUM_THREADS", "1")
-        multiprocessing.set_forkserver_preload(["pipeline.server"])
+        multiprocessing.set_forkserver_preload(["pipeline.worker_imports"])
         # Ctrl-C reaches every process of a terminal; this one ends when its parent does, whatever it is importing.
         former = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

@@ -191,7 +191,7 @@ class Trials:
     def planning(self) -> None:
         """What the command does before the first stage."""
         from pipeline import __main__ as command
-        from pipeline import executors, notes
+        from pipeline import executors, plan_notes
         from pipeline.stage import in_order
         from pipeline.store import Store
 
@@ -200,7 +200,7 @@ class Trials:
         with command.computing(store):
             for stage in executors.needed([plan.report], store):
                 stage.check(self.results / "data")
-            notes.note(store, notes.place(self.results, self.study, ()), settings, in_order([plan.report]))
+            plan_notes.note(store, plan_notes.place(self.results, self.study, ()), settings, in_order([plan.report]))
 
     def stage(self, stage) -> None:
         from pipeline.stage import Context

@@ -11,15 +11,15 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 # From the lowest to the highest.
 ROWS = (
     ("registry",),
-    ("files", "capacity"),
+    ("files", "machine"),
     ("stage", "table", "yamlfile"),
     ("store", "predictions", "data", "models", "folding", "efficiency"),
-    ("statistics", "training", "pruning", "distillation", "inference", "similarities", "progress", "notes"),
+    ("statistics", "training", "pruning", "distillation", "inference", "similarities", "progress", "plan_notes"),
     ("bias", "recovery", "executors"),
     ("report",),
     ("stages", "auditing", "publication"),
-    ("schema", "export", "housekeeping"),
-    ("config", "plan", "server"),
+    ("schema", "export", "garbage"),
+    ("config", "plan", "worker_imports"),
     ("studies",),
     ("__main__",),
 )
@@ -64,7 +64,7 @@ def test_imports_point_down(path):
     "module",
     [
         *("pipeline.bias", "pipeline.data", "pipeline.auditing", "pipeline.__main__", "pipeline.predictions"),
-        *("pipeline.statistics", "pipeline.store", "pipeline.notes", "pipeline.executors", "pipeline.publication"),
+        *("pipeline.statistics", "pipeline.store", "pipeline.plan_notes", "pipeline.executors", "pipeline.publication"),
         "pipeline.report",
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from test_stage import Leaf, Sum, context
 
-from pipeline import housekeeping, notes, publication
+from pipeline import garbage, plan_notes, publication
 from pipeline.__main__ import main
 from pipeline.executors import walk
 from pipeline.files import inside, read_json
@@ -45,7 +45,7 @@ def test_names_below_are_fine(tmp_path):
 def _nothing_foreign():
     """Another file of tests may have registered measures in this process, and then nothing is noted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(notes, "FOREIGN", frozenset())
+        patch.setattr(plan_notes, "FOREIGN", frozenset())
         yield
 
 
@@ -73,7 +73,7 @@ def test_links_in_unfinished_work_are_not_followed(store, tmp_path):
 def test_a_link_in_the_place_of_work_is_removed_and_not_what_it_leads_to(store, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
-    (victim / "notes").write_text("mine")
+    (victim / "plan_notes").write_text("mine")
     work = store.folder(Leaf(1)).with_suffix(".work")
     work.parent.mkdir(parents=True)
     work.symlink_to(victim)
@@ -102,10 +102,10 @@ def test_gc_keeps_what_is_named_and_what_a_report_rests_on(store):
     kept, rested, gone = Sum((Leaf(1),)), Sum((Leaf(2),)), Sum((Leaf(3),))
     for stage in (Leaf(1), kept, Leaf(2), rested, Leaf(3), gone):
         store.execute(stage, context(store))
-    rows = housekeeping.unnamed(store, [kept], [rested.key])
+    rows = garbage.unnamed(store, [kept], [rested.key])
     assert names(rows) == {gone.key, Leaf(3).key}
     for row in rows:
-        housekeeping.delete(store, row)
+        garbage.delete(store, row)
     assert store.exists(kept) and store.exists(Leaf(2)) and not store.exists(gone) and not store.exists(Leaf(3))
     assert not list(store.root.rglob("*.old"))
 
@@ -120,7 +120,7 @@ def test_gc_touches_nothing_behind_a_link_or_of_another_name(store, tmp_path):
     (store.root / "store" / "leaf" / ("1" * 20)).symlink_to(victim)
     (store.root / "store" / "leaf" / "my notes").write_text("mine")
     (store.root / "store" / "own" / ("2" * 20)).mkdir(parents=True)
-    assert names(housekeeping.unnamed(store, [], [])) == {Leaf(1).key}
+    assert names(garbage.unnamed(store, [], [])) == {Leaf(1).key}
 
 
 def test_gc_waits_for_nobody_who_computes(store, capsys):
@@ -210,14 +210,14 @@ def noted(tmp_path_factory):
     from pipeline.stage import in_order
 
     results = tmp_path_factory.mktemp("noted")
-    path = notes.place(results, CONFIG, ())
+    path = plan_notes.place(results, CONFIG, ())
     settings = config.load(CONFIG)
-    notes.note(Store(results), path, settings, in_order([plan(settings, results / "data").report]))
+    plan_notes.note(Store(results), path, settings, in_order([plan(settings, results / "data").report]))
     return path
 
 
 def recall(path):
-    return notes.recall(path, CONFIG, (), path.parent / "data")
+    return plan_notes.recall(path, CONFIG, (), path.parent / "data")
 
 
 def test_a_note_is_believed_only_whole_and_under_its_own_name(noted, tmp_path):
@@ -246,7 +246,7 @@ def test_a_folder_in_the_place_of_a_note_costs_nothing(tmp_path):
     results = tmp_path / "results"
     command = [sys.executable, "-m", "pipeline", "train", "--config", str(CONFIG), "--results", str(results)]
     settings = ["workers=1", "train.epochs=1", "data.examples=60", "seeds=1"]
-    notes.place(results, CONFIG, settings).mkdir(parents=True)
+    plan_notes.place(results, CONFIG, settings).mkdir(parents=True)
     done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -255,7 +255,7 @@ def test_notes_behind_a_link_are_not_written(tmp_path):
     (tmp_path / "victim").mkdir()
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "plans").symlink_to(tmp_path / "victim")
-    notes.note(Store(tmp_path / "results"), notes.place(tmp_path / "results", CONFIG, ()), *smoke(tmp_path))
+    plan_notes.note(Store(tmp_path / "results"), plan_notes.place(tmp_path / "results", CONFIG, ()), *smoke(tmp_path))
     assert not list((tmp_path / "victim").iterdir())
 
 
@@ -271,11 +271,11 @@ def smoke(root):
 def test_an_interpolation_or_an_edit_is_another_note_or_none(tmp_path):
     config = tmp_path / "study.yaml"
     config.write_text(CONFIG.read_text())
-    first = notes.place(tmp_path, config, ())
+    first = plan_notes.place(tmp_path, config, ())
     config.write_text(CONFIG.read_text().replace("seeds: 2", "seeds: 3"))
-    assert first != notes.place(tmp_path, config, ()) != notes.place(tmp_path, config, ("seeds=2",))
-    assert notes.place(tmp_path, config, ("seeds=${oc.env:SEEDS}",)) is None
-    assert notes.place(tmp_path, tmp_path / "nowhere.yaml", ()) is None
+    assert first != plan_notes.place(tmp_path, config, ()) != plan_notes.place(tmp_path, config, ("seeds=2",))
+    assert plan_notes.place(tmp_path, config, ("seeds=${oc.env:SEEDS}",)) is None
+    assert plan_notes.place(tmp_path, tmp_path / "nowhere.yaml", ()) is None
 
 
 def test_changed_images_are_not_taken_for_those_that_were_planned(tmp_path):
@@ -292,8 +292,8 @@ def test_changed_images_are_not_taken_for_those_that_were_planned(tmp_path):
     overrides = ["data={name: image_folder, path: %s, size: 8, validation: 0.3}" % (tmp_path / "images"), "workers=1"]
     arguments = ["--config", str(CONFIG), "--results", str(tmp_path / "results")]
     assert main(["train", *arguments, *overrides, "train.epochs=1"]) == 0
-    noted = notes.place(tmp_path / "results", CONFIG, [*overrides, "train.epochs=1"])
-    recalled = lambda: notes.recall(noted, CONFIG, overrides, tmp_path / "results" / "data")  # noqa: E731
+    noted = plan_notes.place(tmp_path / "results", CONFIG, [*overrides, "train.epochs=1"])
+    recalled = lambda: plan_notes.recall(noted, CONFIG, overrides, tmp_path / "results" / "data")  # noqa: E731
     assert recalled() is not None
     image("a/0.png", 99)
     os.utime(tmp_path / "images" / "a" / "0.png", ns=(1, 1))

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline.capacity import require_memory
 from pipeline.data.split import Dataset, Source, Split
+from pipeline.machine import require_memory
 from pipeline.registry import Refused, Registry, UserError, options
 
 DATASETS: Registry[Dataset] = Registry("dataset")

@@ -16,10 +16,10 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline.capacity import require_room
 from pipeline.data.datasets import DATASETS, TestShare
 from pipeline.data.split import Dataset, Source, Split
 from pipeline.files import inside, read_json, remove_debris, sha256_of, write_atomically
+from pipeline.machine import require_room
 from pipeline.registry import UserError, options
 from pipeline.stage import OUTSIDE_KEY
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pipeline import bias, inference, predictions, pruning, similarities
-from pipeline.capacity import require_memory
 from pipeline.data.batches import Batches, ImageView
 from pipeline.files import write_atomically
+from pipeline.machine import require_memory
 from pipeline.models import Observer
 from pipeline.predictions import Predictions
 from pipeline.stage import Context, Stage

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from pipeline import distillation, models, pruning, recovery, training
-from pipeline.capacity import require_room
 from pipeline.data import Data, Normalisation, Split, Splits, steps_per_epoch
 from pipeline.data.batches import Batch, Batches, ImageView, UniformOrder
 from pipeline.files import write_atomically, written_aside
 from pipeline.folding import fold_batchnorm
+from pipeline.machine import require_room
 from pipeline.models import Network, NetworkInfo, Observer
 from pipeline.registry import UserError
 from pipeline.stage import OUTSIDE_KEY, Context, Stage

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import config as configuration
-from pipeline import notes
+from pipeline import plan_notes
 from pipeline.stage import digest, in_order
 
 
@@ -18,7 +18,7 @@ from pipeline.stage import digest, in_order
 def _nothing_foreign():
     """Whatever other tests have registered in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(notes, "FOREIGN", set())
+        patch.setattr(plan_notes, "FOREIGN", set())
         yield
 
 
@@ -29,15 +29,15 @@ def config(tmp_path):
 
 def noted(store, config, *overrides):
     """Writes the note of a study; returns its path and the stages."""
-    path = notes.place(store.root, config, overrides)
+    path = plan_notes.place(store.root, config, overrides)
     stages = in_order([plan_of(*overrides, root=store.root / "data", config=config).report])
-    notes.note(store, path, configuration.load(config, overrides), stages)
+    plan_notes.note(store, path, configuration.load(config, overrides), stages)
     return path, stages
 
 
 def test_a_note_tells_of_each_stage_what_the_plan_tells(store, config):
     path, stages = noted(store, config, "seeds=1")
-    recalled = notes.recall(path, config, ["seeds=1"], store.root / "data")
+    recalled = plan_notes.recall(path, config, ["seeds=1"], store.root / "data")
     assert recalled.study == "smoke" and recalled.report.key == stages[-1].key
     for note, stage in zip(recalled.stages, stages, strict=True):
         assert (note.kind, note.key, note.label()) == (stage.kind, stage.key, stage.label())
@@ -48,19 +48,19 @@ def test_a_note_tells_of_each_stage_what_the_plan_tells(store, config):
 
 
 def test_equal_words_have_one_place_and_others_another(store, config, tmp_path):
-    place = notes.place(store.root, config, ["seeds=1"])
-    assert place == notes.place(store.root, Path(shutil.copy(config, tmp_path / "copy.yaml")), ("seeds=1",))
+    place = plan_notes.place(store.root, config, ["seeds=1"])
+    assert place == plan_notes.place(store.root, Path(shutil.copy(config, tmp_path / "copy.yaml")), ("seeds=1",))
     assert place.parent == store.root / "plans"
-    others = [notes.place(store.root, config, words) for words in ([], ["seeds=2"], ["seeds=1", "threads=1"])]
+    others = [plan_notes.place(store.root, config, words) for words in ([], ["seeds=2"], ["seeds=1", "threads=1"])]
     config.write_text(config.read_text() + "\n# a remark\n")
-    others.append(notes.place(store.root, config, ["seeds=1"]))
+    others.append(plan_notes.place(store.root, config, ["seeds=1"]))
     assert len({place, *others}) == 5
 
 
 def test_other_code_is_another_place(store, config, monkeypatch):
-    before = notes.place(store.root, config, [])
-    monkeypatch.setattr(notes, "_code", lambda: "edited")
-    assert notes.place(store.root, config, []) != before
+    before = plan_notes.place(store.root, config, [])
+    monkeypatch.setattr(plan_notes, "_code", lambda: "edited")
+    assert plan_notes.place(store.root, config, []) != before
 
 
 @pytest.mark.parametrize("where", ["file", "override"])
@@ -68,12 +68,12 @@ def test_an_interpolation_has_no_note(store, config, where):
     """What it stands for may lie in the environment."""
     if where == "file":
         config.write_text(config.read_text().replace("seeds: 2", "seeds: ${oc.env:HOME}"))
-    assert notes.place(store.root, config, ["seeds=${resamples}"] if where == "override" else []) is None
+    assert plan_notes.place(store.root, config, ["seeds=${resamples}"] if where == "override" else []) is None
 
 
 def test_foreign_registrations_have_no_note(store, config, monkeypatch):
-    monkeypatch.setattr(notes, "FOREIGN", {type("Loss", (), {})})
-    assert notes.place(store.root, config, []) is None
+    monkeypatch.setattr(plan_notes, "FOREIGN", {type("Loss", (), {})})
+    assert plan_notes.place(store.root, config, []) is None
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
@@ -81,7 +81,7 @@ def test_a_configuration_that_cannot_be_read_has_none(store, tmp_path, content):
     config = tmp_path / "none.yaml"
     if content:
         config.write_bytes(content)
-    assert notes.place(store.root, config, []) is None
+    assert plan_notes.place(store.root, config, []) is None
 
 
 def test_changed_data_makes_a_note_worthless(store, tmp_path, config):
@@ -94,7 +94,7 @@ def test_changed_data_makes_a_note_worthless(store, tmp_path, config):
             Image.new("RGB", (16, 16), (number * 20, 0, 0)).save(tree / name / f"{number}.png")
     data = ["data.name=image_folder", f"data.path={tree}", "data.size=16"]
     path, _ = noted(store, config, *data)
-    recall = lambda: notes.recall(path, config, data, store.root / "data")  # noqa: E731
+    recall = lambda: plan_notes.recall(path, config, data, store.root / "data")  # noqa: E731
     assert recall() is not None
     Image.new("RGB", (16, 16), (0, 255, 0)).save(tree / "cat" / "0.png")
     assert recall() is None
@@ -120,7 +120,7 @@ def recalled(store, folder, content):
     if isinstance(content, dict) and "note" in content:
         content["note"] = path.stem
     path.write_text(json.dumps({"sha256": digest(content), "content": content}))
-    return notes.recall(path, SMOKE, (), store.root / "data")
+    return plan_notes.recall(path, SMOKE, (), store.root / "data")
 
 
 def test_a_note_with_a_right_checksum_is_read(note, tmp_path):
@@ -172,8 +172,8 @@ def test_whatever_stands_in_a_note_nothing_breaks(note, tmp_path_factory, key, v
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"3"])
 def test_a_damaged_note_is_none(tmp_path, content):
     (tmp_path / "note.json").write_bytes(content)
-    assert notes.recall(tmp_path / "note.json", SMOKE, (), tmp_path) is None
-    assert notes.recall(tmp_path / "absent.json", SMOKE, (), tmp_path) is None
+    assert plan_notes.recall(tmp_path / "note.json", SMOKE, (), tmp_path) is None
+    assert plan_notes.recall(tmp_path / "absent.json", SMOKE, (), tmp_path) is None
 
 
 def test_options_are_compared_by_a_digest_that_ignores_their_order():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from conftest import SMOKE, Written, execute, plan_of
 
-from pipeline import housekeeping
+from pipeline import garbage
 from pipeline.__main__ import main
 from pipeline.stage import in_order
 
@@ -21,18 +21,18 @@ def test_what_a_target_needs_is_named_and_so_is_what_that_was_made_from(store):
     user = Written((("b", "user"),), (NAMED,))
     for stage in (NAMED, user, OTHER):
         execute(store, stage)
-    (row,) = housekeeping.unnamed(store, [user])
+    (row,) = garbage.unnamed(store, [user])
     assert (row.kind, row.key, row.label) == ("written", OTHER.key, "written")
     assert row.entries == (store.folder(OTHER),)
     assert row.size == sum(path.stat().st_size for path in store.folder(OTHER).iterdir()) > 500
-    assert housekeeping.unnamed(store, [user, OTHER]) == []
+    assert garbage.unnamed(store, [user, OTHER]) == []
 
 
 def test_the_largest_comes_first(store):
     small = Written((("a", ""),))
     for stage in (small, OTHER):
         execute(store, stage)
-    assert [row.key for row in housekeeping.unnamed(store, [])] == [OTHER.key, small.key]
+    assert [row.key for row in garbage.unnamed(store, [])] == [OTHER.key, small.key]
 
 
 def test_what_lies_beside_a_result_goes_with_it_and_what_is_somebodys_own_stays(store):
@@ -46,9 +46,9 @@ def test_what_lies_beside_a_result_goes_with_it_and_what_is_somebodys_own_stays(
     own = [folder / name for name in ("notes.txt", OTHER.key[:10], f"{OTHER.key}.backup", f"{OTHER.key.upper()}x")]
     for path in own:
         path.write_text("mine")
-    (row,) = housekeeping.unnamed(store, [NAMED])
+    (row,) = garbage.unnamed(store, [NAMED])
     assert set(row.entries) == {store.folder(OTHER), *beside}
-    housekeeping.delete(store, row)
+    garbage.delete(store, row)
     assert all(path.read_text() == "mine" for path in own)
     left = {path.name for path in folder.iterdir()} - {path.name for path in own}
     assert left == {NAMED.key, f"{NAMED.key}.failed"}
@@ -58,9 +58,9 @@ def test_unfinished_work_alone_is_listed_as_such(store):
     work = store.folder(OTHER).with_name(f"{OTHER.key}.work")
     work.mkdir(parents=True)
     (work / "checkpoint").write_bytes(bytes(1000))
-    (row,) = housekeeping.unnamed(store, [])
+    (row,) = garbage.unnamed(store, [])
     assert row.label == "unfinished" and row.size == 1000
-    housekeeping.delete(store, row)
+    garbage.delete(store, row)
     assert not work.exists()
 
 
@@ -71,7 +71,7 @@ def test_a_link_is_not_followed(store, tmp_path):
     folder = store.folder(OTHER)
     folder.parent.mkdir(parents=True)
     folder.symlink_to(outside)
-    assert housekeeping.unnamed(store, []) == [], "a link is nothing of ours"
+    assert garbage.unnamed(store, []) == [], "a link is nothing of ours"
     assert (outside / "file").exists() and folder.is_symlink()
 
 
