@@ -55,7 +55,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if module_of(path) != "_
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_down(path):
     own = module_of(path)
-    assert own in LAYERS, f"{own} has no layer; give it one here and in the README"
+    assert own in LAYERS, f"{own} has no layer; give it one here and in docs/architecture.md"
     for other in imported(path) - {own}:
         assert LAYERS[other] < LAYERS[own], f"{own} (layer {LAYERS[own]}) imports {other} (layer {LAYERS[other]})"
 

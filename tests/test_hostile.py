@@ -73,7 +73,7 @@ def test_links_in_unfinished_work_are_not_followed(store, tmp_path):
 def test_a_link_in_the_place_of_work_is_removed_and_not_what_it_leads_to(store, tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir()
-    (victim / "plan_notes").write_text("mine")
+    (victim / "notes").write_text("mine")
     work = store.folder(Leaf(1)).with_suffix(".work")
     work.parent.mkdir(parents=True)
     work.symlink_to(victim)
