@@ -1,9 +1,11 @@
 """Bias measures that can be trusted: what one classifier did to each class, compared with another."""
 
+from pipeline.bias.floors import Floor, Floors, alone, floor
+from pipeline.bias.given import class_names
 from pipeline.bias.measures import MEASURES, Measure, Pair
 from pipeline.bias.rates import OverTrials, Rates, cev, rates, rates_from_confusion, relative_changes, sde
 from pipeline.bias.resampling import Interval, Table, bootstrap, class_significance, corrected_interval, interval
-from pipeline.bias.scoring import Audit, Floor, Floors, Value, alone, audit, class_names, floor
+from pipeline.bias.scoring import Audit, Value, audit
 from pipeline.predictions import Predictions
 
 __all__ = [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import permutations
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.bias.measures import MEASURES, Measure, Pair, Sums
+from pipeline.bias.floors import Floor, Floors, beside
+from pipeline.bias.given import choose, class_names, existing, in_one_order, refuse_one_label
+from pipeline.bias.measures import Measure, Pair
 from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import (
     Interval,
@@ -18,11 +19,10 @@ from pipeline.bias.resampling import (
     class_significance,
     corrected_intervals,
     interval,
-    total,
 )
 from pipeline.predictions import Predictions
-from pipeline.registry import UserError, nearest
-from pipeline.table import Row, grouped, measured, select
+from pipeline.registry import UserError
+from pipeline.table import Row, measured
 
 FEWEST_RESAMPLES = 100  # the 2.5 % quantile of fewer draws is little more than their smallest
 
@@ -40,76 +40,6 @@ OF_A_CLASS = {
     "excess_accuracy_gap": "share",
     "p_value": "probability",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Floors:
-    """The values of measures between equally good dense networks, of every ordered pair of them.
-
-    Attributes:
-        networks: K.
-        values: measure -> float64 [K, K], reference by candidate; NaN where there is none, as on the diagonal.
-    """
-
-    networks: int
-    values: dict[str, np.ndarray]
-
-    def pairs(self, measure: str) -> np.ndarray:
-        """float64 [K (K - 1)], pairs in order of reference, then of candidate; all NaN for an unknown measure."""
-        apart = ~np.eye(self.networks, dtype=bool)
-        values = self.values.get(measure)
-        return values[apart] if values is not None else np.full(apart.sum(), np.nan)
-
-    def long_rows(self, seeds: Sequence[int]) -> list[Row]:
-        """Rows of the long table, kind ``floor``: of each measure every pair, then their mean with quantiles.
-
-        Args:
-            seeds: of the K networks, in order.
-        """
-        rows = []
-        for name, values in self.values.items():
-            says = {"unit": MEASURES[name].unit, "better": MEASURES[name].better}
-            for (i, reference), (j, candidate) in permutations(enumerate(seeds), 2):
-                rows.append(measured("floor", name, values[i, j], seed=candidate, reference_seed=reference, **says))
-            whole = _floor(self.pairs(name), 0.0)
-            ends = {"low": whole.low, "high": whole.high} if whole else {}
-            rows.append(measured("floor", name, whole.mean if whole else None, **ends, **says))
-        return rows
-
-    @classmethod
-    def from_rows(cls, rows: Iterable[Row]) -> Floors:
-        """What ``long_rows`` wrote, from rows of the long table of which others may be there.
-
-        The networks come in order of their first place as a reference.
-        """
-        pairs = [row for row in select(rows, kind="floor") if row.get("seed") is not None]
-        place = {seed: i for i, seed in enumerate(dict.fromkeys(row["reference_seed"] for row in pairs))}
-        values = {}
-        for (name,), of_measure in grouped(pairs, "measure").items():
-            values[name] = np.full((len(place), len(place)), np.nan)
-            for row in of_measure:
-                if row["value"] is not None:
-                    values[name][place[row["reference_seed"]], place[row["seed"]]] = row["value"]
-        return cls(len(place), values)
-
-
-@dataclass(frozen=True)
-class Floor:
-    """What two equally good dense networks show when they are compared with each other, over ordered pairs.
-
-    Attributes:
-        mean, low, high: mean and 2.5 and 97.5 percent quantiles over the pairs.
-        excess: the candidates' estimate minus the mean.
-        percentile: percent of the pairs whose value is at most the candidates' estimate.
-        pairs: how many pairs have a value.
-    """
-
-    mean: float
-    low: float
-    high: float
-    excess: float
-    percentile: float
-    pairs: int
 
 
 @dataclass(frozen=True)
@@ -334,7 +264,7 @@ def audit(
     references, candidates = paired_up(references, candidates, Predictions)
     everything = [*references, *candidates]
     names = class_names(everything, classes)
-    everything = _in_one_order(everything)
+    everything = in_one_order(everything)
     many = len(references)
     # One object per network keeps "the same reference for all" visible after reordering.
     references, candidates = everything[:many], everything[many:]
@@ -342,8 +272,8 @@ def audit(
     pairs = [Pair(a, b, count, a.labels, count) for a, b in zip(references, candidates, strict=True)]
     for pair in pairs[1:]:
         Pair(references[0], pair.candidate, count, labels, count)  # refuses other labels than those of the first
-    _refuse_one_label(references[0], count)
-    chosen, left_out = _choose([*references, *candidates], measures, smoothing)
+    refuse_one_label(references[0], count)
+    chosen, left_out = choose([*references, *candidates], measures, smoothing)
     _refuse_undefined(pairs, names, undefined, smoothing)
 
     unit = "both" if len(pairs) > 1 else "examples"
@@ -407,178 +337,6 @@ def audit(
         seed=seed,
         notes=tuple(notes),
     )
-
-
-def floor(
-    networks: Sequence[Predictions],
-    *,
-    measures: Sequence[str | Measure] | None = None,
-    smoothing: float = 0.0,
-    classes: Sequence[str] | None = None,
-) -> Floors:
-    """What equally good dense networks show among each other: every measure of every ordered pair of them.
-
-    Args:
-        networks: dense networks that differ in nothing but their seed.
-        measures, smoothing, classes: as for ``audit``.
-
-    Raises:
-        UserError: inputs that do not belong together; an unknown measure.
-    """
-    refuse_smoothing(smoothing)
-    if not networks:
-        raise UserError("no networks for the floor; give at least two, which differ in nothing but their seed")
-    count = len(class_names(networks, classes))
-    networks = _in_one_order(networks)
-    _refuse_one_label(networks[0], count)
-    chosen = _wanted(measures, smoothing)
-    sums: dict[tuple[int, int], Sums] = {}
-    for i, j in permutations(range(len(networks)), 2):
-        sums[i, j] = _sums(Pair(networks[i], networks[j], count, networks[i].labels, count), chosen)
-    values = {}
-    for each in chosen:
-        places = [(i, j) for i, j in sums if not _missing(each, [networks[i], networks[j]])]
-        if places:
-            values[each.name] = np.full((len(networks), len(networks)), np.nan)
-            values[each.name][tuple(zip(*places, strict=True))] = _point(each, [sums[place] for place in places])
-    return Floors(len(networks), values)
-
-
-def alone(
-    network: Predictions, *, measures: Sequence[str | Measure] | None = None, classes: Sequence[str] | None = None
-) -> dict[str, float | None]:
-    """What can be said of one network without another: name -> value of the measures that do not compare.
-
-    Args:
-        measures: those of them that do not compare (``Measure.compares``); all by default.
-        classes: names, where the network does not tell them.
-
-    Raises:
-        UserError: an unknown measure; fewer than two classes.
-    """
-    count = len(class_names([network], classes))
-    _refuse_one_label(network, count)
-    chosen = [each for each in _wanted(measures, 0.0) if not each.compares and not _missing(each, [network])]
-    sums = _sums(Pair(network, network, count, network.labels, count), chosen)
-    return {each.name: _number(_point(each, [sums])[0]) for each in chosen}
-
-
-def _sums(pair: Pair, measures: Sequence[Measure]) -> Sums:
-    """What the measures that exist for a pair, as if it were the only trial, sum over its examples, each [width]."""
-    found: Sums = {"examples": np.array([len(pair.labels)], np.float64)}
-    for each in measures:
-        if not _missing(each, [pair.reference, pair.candidate]):
-            counts = each.counts([pair] if each.over_trials else pair)
-            found |= {name: total(count) for name, count in counts.items() if name not in found}
-    return found
-
-
-def _point(measure: Measure, sums: Sequence[Sums]) -> np.ndarray:
-    """A measure of several sums: [sums]. All of them have what it asks for, some may have more."""
-    return measure.value({name: np.stack([each[name] for each in sums]) for name in set.intersection(*map(set, sums))})
-
-
-def _choose(
-    networks: Sequence[Predictions], wanted: Sequence[str | Measure] | None, smoothing: float
-) -> tuple[list[Measure], dict[str, str]]:
-    """The measures that the inputs allow, and why others are missing."""
-    missing = {each: _missing(each, networks) for each in _wanted(wanted, smoothing)}
-    return [each for each, why in missing.items() if not why], {each.name: why for each, why in missing.items() if why}
-
-
-def _missing(measure: Measure, networks: Sequence[Predictions]) -> str:
-    """Why it does not exist for these networks, or an empty string."""
-    if measure.needs_logits and any(each.logits is None for each in networks):
-        return "needs logits of both networks"
-    if measure.needs_pairing and not all(each.paired for each in networks):
-        return "needs predictions per example of both networks, not a confusion matrix"
-    return ""
-
-
-def _wanted(measures: Sequence[str | Measure] | None, smoothing: float) -> list[Measure]:
-    """The measures asked for, each once, behind cev and sde, which are always there."""
-    found = {name: _measure(name, smoothing) for name in ("cev", "sde")}
-    asked: dict[str, Measure] = {}
-    for each in measures if measures is not None else MEASURES:
-        measure = _measure(each, smoothing)
-        if asked.setdefault(measure.name, measure) != measure:
-            raise UserError(f"measures: '{measure.name}' stands there twice with different options; choose one")
-    return list((found | asked).values())
-
-
-def _measure(wanted: str | Measure, smoothing: float) -> Measure:
-    """By name, or as it is; a pseudo-count goes to every measure that knows one and has none of its own."""
-    if isinstance(wanted, str):
-        if wanted not in MEASURES:
-            raise UserError(f"measures: '{wanted}' is no measure; {nearest(wanted, MEASURES)}")
-        wanted = MEASURES[wanted]()
-    knows = any(field.name == "smoothing" for field in fields(wanted))
-    return replace(wanted, smoothing=smoothing) if knows and not wanted.smoothing else wanted
-
-
-def _refuse_one_label(network: Predictions, count: int) -> None:
-    if count < 2 or not (network.labels != network.labels[0]).any():
-        raise UserError(f"{network.source}: only one class among the labels; error rates need at least two")
-
-
-def class_names(everything: Sequence[Predictions], classes: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The names of the classes of all networks, numbers where nobody names them.
-
-    Args:
-        classes: names that count instead of the networks' own.
-
-    Raises:
-        UserError: networks that have other classes than the rest.
-    """
-    names, source = (tuple(classes), "classes") if classes is not None else (None, "")
-    for each in everything:
-        if each.classes is None:
-            continue
-        if names is None:
-            names, source = each.classes, each.source
-        elif names != each.classes and classes is None:
-            missing = sorted(set(names) ^ set(each.classes))
-            trouble = f"class '{missing[0]}' is in one of them only" if missing else "the order differs"
-            raise UserError(
-                f"{each.source}: classes differ from those of {source}: {trouble}; give the same classes to all"
-            )
-    widths = {each.logits.shape[1]: each for each in everything if each.logits is not None}
-    count = len(names) if names is not None else max(each.class_count for each in everything)
-    for width, each in widths.items():
-        if width != count:
-            raise UserError(
-                f"{each.source}: logits of {width} classes, but there are {count}; give the same classes to all"
-            )
-    for each in everything:
-        if each.class_count > count:
-            raise UserError(
-                f"{each.source}: class {each.class_count - 1} is out of range for {count} classes of {source}"
-            )
-    return names if names is not None else tuple(str(c) for c in range(count))
-
-
-def _in_one_order(everything: Sequence[Predictions]) -> list[Predictions]:
-    """Puts examples in order of class where some input is a confusion matrix, its own at random within each class.
-
-    Examples of one class that are matched at random are independent given the class, which is what not knowing the
-    match amounts to. The shuffles are fixed.
-    """
-    if all(each.paired for each in everything):
-        return list(everything)
-    done: dict[int, Predictions] = {}
-    for i, each in enumerate(everything):
-        if id(each) in done:
-            continue
-        keys = np.random.default_rng(i).random(len(each.labels)) if not each.paired else np.arange(len(each.labels))
-        order = np.lexsort([keys, each.labels])
-        done[id(each)] = replace(
-            each,
-            labels=each.labels[order],
-            predictions=each.predictions[order],
-            logits=each.logits[order] if each.logits is not None else None,
-            groups=each.groups[order] if each.groups is not None else None,
-        )
-    return [done[id(each)] for each in everything]
 
 
 def _refuse_undefined(pairs: Sequence[Pair], names: Sequence[str], undefined: str, smoothing: float) -> None:
@@ -674,24 +432,14 @@ def _value(
         title=measure.title,
         unit=measure.unit,
         better=measure.better,
-        value=_number(shown),
-        estimate=_number(value),
+        value=existing(shown),
+        estimate=existing(value),
         interval=bounds,
-        trials=tuple(_number(trial) for trial in trials),
-        published=_number(averaged) if averaged is not None else None,
-        floor=_floor(floor.pairs(measure.name), value) if floor is not None else None,
+        trials=tuple(existing(trial) for trial in trials),
+        published=existing(averaged) if averaged is not None else None,
+        floor=beside(floor.pairs(measure.name), value) if floor is not None else None,
         over_trials=measure.over_trials,
     )
-
-
-def _floor(values: np.ndarray, value: float) -> Floor | None:
-    if not np.isfinite(value) or not np.isfinite(values).any():
-        return None
-    values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    mean = float(values.mean())
-    share = 100 * float((values <= value).mean())
-    return Floor(mean, float(low), float(high), value - mean, share, len(values))
 
 
 def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -719,7 +467,7 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
             "d_fpr": float(change[0, c]) if defined[c] else None,
             "d_fnr": float(change[1, c]) if defined[c] else None,
             "excess_accuracy_gap": float(gap[c]) if support[c] else None,
-            "p_value": _number(p_values[c]),
+            "p_value": existing(p_values[c]),
             "significant": bool(p_values[c] < 1 - level),  # NaN is not
         }
         for c in range(count)
@@ -786,9 +534,9 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
             {
                 "group": labels_of[g],
                 "support": int(size[g]),
-                **{name: _number(value[g]) for name, value in inside.items()},
-                "excess_accuracy_gap": _number(inside_gap),
-                "p_value": _number(p_values[g]),
+                **{name: existing(value[g]) for name, value in inside.items()},
+                "excess_accuracy_gap": existing(inside_gap),
+                "p_value": existing(p_values[g]),
                 "significant": bool(p_values[g] < 1 - options["level"]),
             }
             for g, inside_gap in enumerate(_group_gaps(over, size))
@@ -810,10 +558,6 @@ def _group_gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
     )
     total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
     return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _ends(bounds: Interval | None) -> list[float] | None:

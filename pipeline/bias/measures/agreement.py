@@ -1,0 +1,133 @@
+"""How far two networks agree example by example: churn, exemplars, divergence of their probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from pipeline.bias.measures.declared import MEASURES, Counts, Measure, Pair, Sums, log_softmax, once
+from pipeline.predictions import Predictions
+
+
+@MEASURES.register("churn")
+@dataclass(frozen=True)
+class Churn(Measure):
+    """Share of examples on which the two networks disagree, right or wrong."""
+
+    title = "Prediction disagreement (churn)"
+    source = "Milani Fard et al. 2016"
+    equation = "1/N Σ_i [prediction_i ≠ prediction'_i]"
+    unit = "share"
+    better = "lower"
+    comparison = "ratio"
+    needs_pairing = True
+
+    def counts(self, pair: Pair) -> Counts:
+        return {"disagree": pair.reference.predictions != pair.candidate.predictions}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return (sums["disagree"] / sums["examples"])[..., 0]
+
+
+def modal(predictions: np.ndarray, count: int) -> np.ndarray:
+    """The most frequent class of each column of [K, N] predictions, the lowest number among equals: int64 [N]."""
+    votes = np.zeros((predictions.shape[1], count), np.int32)
+    for row in predictions:
+        votes[np.arange(len(row)), row] += 1
+    return votes.argmax(1)
+
+
+@MEASURES.register("pie")
+@dataclass(frozen=True)
+class PruningIdentifiedExemplars(Measure):
+    """Examples whose modal label over the candidates differs from that over the references.
+
+    With one network on either side its prediction is the mode. Ties go to the lowest class number.
+    """
+
+    title = "Pruning Identified Exemplars"
+    source = "Hooker et al. 2019"
+    equation = "Σ_i [mode_k prediction_i,k ≠ mode_k prediction'_i,k]"
+    unit = "examples"
+    better = "lower"
+    needs_pairing = True
+    over_trials = True
+
+    def counts(self, pairs: Sequence[Pair]) -> Counts:
+        # One shared reference appears in every pair; that repetition does not change a mode.
+        before, after = (
+            modal(np.stack([getattr(pair, word).predictions for pair in pairs]), pairs[0].class_count)
+            for word in ("reference", "candidate")
+        )
+        return {"modal_disagree": before != after}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sums["modal_disagree"][..., 0]
+
+
+@MEASURES.register("pie_unanimous")
+@dataclass(frozen=True)
+class UnanimousExemplars(Measure):
+    """Examples on which every candidate disagrees with its reference: the stricter count of the Simon Says code."""
+
+    title = "Exemplars on which all candidates disagree"
+    source = "Blakeney et al. 2021 (released code)"
+    equation = "Σ_i Π_k [prediction_i ≠ prediction'_i,k]"
+    unit = "examples"
+    better = "lower"
+    needs_pairing = True
+    over_trials = True
+
+    def counts(self, pairs: Sequence[Pair]) -> Counts:
+        disagree = [pair.reference.predictions != pair.candidate.predictions for pair in pairs]
+        return {"all_disagree": np.logical_and.reduce(disagree)}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sums["all_disagree"][..., 0]
+
+
+@once
+def _divergences(network: Predictions) -> WeakKeyDictionary[Predictions, np.ndarray]:
+    return WeakKeyDictionary()
+
+
+def _divergence(first: Predictions, second: Predictions) -> np.ndarray:
+    """Of each example, float64 [N]; equal to the last bit for either order, so that it is computed for one."""
+    if first in _divergences(second):
+        return _divergences(second)[first]
+    if second not in _divergences(first):
+        p, q = log_softmax(first), log_softmax(second)
+        rows = max(1, 2**15 // p.shape[1])  # few enough to stay in the processor's cache
+        found = [_divergence_of(p[i : i + rows], q[i : i + rows]) for i in range(0, len(p), rows)]
+        _divergences(first)[second] = np.concatenate(found)
+    return _divergences(first)[second]
+
+
+def _divergence_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    middle = np.logaddexp(first, second) - np.log(2)
+    divergence = 0.5 * (np.exp(first) * (first - middle) + np.exp(second) * (second - middle)).sum(1)
+    return np.maximum(divergence, 0.0)
+
+
+@MEASURES.register("js_divergence")
+@dataclass(frozen=True)
+class JensenShannonDivergence(Measure):
+    """Mean Jensen-Shannon divergence between the two networks' class probabilities, at most log 2."""
+
+    title = "Jensen-Shannon divergence"
+    source = "Lin 1991"
+    equation = "1/N Σ_i [KL(p_i|m_i) + KL(q_i|m_i)] / 2,  m_i = (p_i + q_i) / 2"
+    unit = "nats"
+    better = "lower"
+    comparison = "ratio"
+    needs_logits = True
+    needs_pairing = True
+
+    def counts(self, pair: Pair) -> Counts:
+        return {"js": _divergence(pair.reference, pair.candidate)}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return (sums["js"] / sums["examples"])[..., 0]

@@ -1,0 +1,189 @@
+"""How unevenly the error rates of the classes changed: CEV and SDE, and both without sampling noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.bias.measures.declared import MEASURES, Counts, Measure, Pair, Sums, once, one_hot
+from pipeline.bias.rates import cev_of, changes_of, sde_of
+
+
+@once
+def _errors(pair: Pair) -> Counts:
+    """False negatives and false positives per class of both networks: all that CEV and SDE depend on.
+
+    The negatives and positives of a class are the same for both networks, so they cancel from the relative change.
+    """
+    counts = {}
+    for word, each in pair.both:
+        wrong = each.labels != each.predictions
+        counts[f"false_negatives_{word}"] = one_hot(each.labels, pair.class_count, where=wrong)
+        counts[f"false_positives_{word}"] = one_hot(each.predictions, pair.class_count, where=wrong)
+    return counts
+
+
+@once
+def _joint_errors(pair: Pair) -> Counts:
+    """The errors of a class that both networks make (both miss it, both call an example by its name)."""
+    before, after, labels = pair.reference.predictions, pair.candidate.predictions, pair.labels
+    return _errors(pair) | {
+        "false_negatives_both": one_hot(labels, pair.class_count, where=(before != labels) & (after != labels)),
+        "false_positives_both": one_hot(before, pair.class_count, where=(before != labels) & (after == before)),
+    }
+
+
+def _unbiased_changes(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Estimates of d and d² [..., 2, C] in percent that sampling noise does not inflate, and the classes used [..., C].
+
+    Let b errors of a class be made by both, r by the reference alone, s by the candidate alone: d = (s - r)/(b + r).
+    Counts of errors are nearly independent Poisson numbers, and b + r = n has E[1/(n+1)] = 1/λ and
+    E[1/((n+1)(n+2))] = 1/λ² but for terms of e^-λ. Hence s/(n+1) - r/n and
+    s(s-1)/((n+1)(n+2)) - 2 s r/((n+1) n) + r(r-1)/(n(n-1)) have the expectations d and d². The second may be negative.
+    """
+    before, after, both = (
+        np.stack([sums[f"false_positives_{word}"], sums[f"false_negatives_{word}"]], -2)
+        for word in ("reference", "candidate", "both")
+    )
+    lost, gained = before - both, after - both
+    n, n_less = np.maximum(before, 1), np.maximum(before - 1, 1)
+    first = gained / (before + 1) - lost / n
+    second = gained * (gained - 1) / ((before + 1) * (before + 2))
+    second += lost * (lost - 1) / (n * n_less) - 2 * gained * lost / ((before + 1) * n)
+    used = (before > 0).all(-2)
+    return 100 * first * used[..., None, :], 1e4 * second * used[..., None, :], used
+
+
+def _per_class(total: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """A total over the classes used, divided by their number: [...], NaN where there is none."""
+    count = used.sum(-1)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def _changes(sums: Sums, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
+    """d [..., 2, C] and which classes have it [..., C]; equal denominators cancel, so the pseudo-count stays above."""
+    before, after = (
+        np.stack([sums[f"false_positives_{word}"], sums[f"false_negatives_{word}"]], -2) + smoothing
+        for word in ("reference", "candidate")
+    )
+    return changes_of(before, after)
+
+
+@MEASURES.register("cev")
+@dataclass(frozen=True)
+class CombinedErrorVariance(Measure):
+    """See ``pipeline.bias.cev``."""
+
+    title = "Combined Error Variance"
+    source = "Blakeney et al. 2021 (released code)"
+    equation = "1/(2C) Σ_c |d_c - mean d|²,  d_c = (d_FPR,c, d_FNR,c)"
+    unit = "squared percent"
+    better = "lower"
+    short = "CEV"
+    headline = 2
+    comparison = "ratio"
+    corrected = "cev_corrected"
+    interval = "corrected"
+    smoothing: float = 0.0
+
+    def counts(self, pair: Pair) -> Counts:
+        return _errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return cev_of(*_changes(sums, self.smoothing))
+
+
+@MEASURES.register("sde")
+@dataclass(frozen=True)
+class SymmetricDistanceError(Measure):
+    """See ``pipeline.bias.sde``."""
+
+    title = "Symmetric Distance Error"
+    source = "Blakeney et al. 2021"
+    equation = "1/C Σ_c |d_FPR,c - d_FNR,c| / √2"
+    unit = "percent"
+    better = "lower"
+    short = "SDE"
+    headline = 3
+    comparison = "ratio"
+    corrected = "sde_corrected"
+    interval = "corrected"
+    smoothing: float = 0.0
+
+    def counts(self, pair: Pair) -> Counts:
+        return _errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return sde_of(*_changes(sums, self.smoothing))
+
+
+@MEASURES.register("cev_corrected")
+@dataclass(frozen=True)
+class CorrectedCombinedErrorVariance(Measure):
+    """CEV without what sampling noise adds to it: an estimate of the value that an endless test set would give.
+
+    CEV is a mean of squares less the square of a mean; each square is replaced by an estimate that is unbiased when the
+    counts of errors are Poisson numbers, and the mean's square is written out over pairs of classes. It may come out
+    below 0, which says that the changes are no more uneven than noise. Derived here; its bias and coverage are measured
+    in benchmarks/coverage.py. An example that the reference calls c and the candidate c', both wrongly, ties two
+    classes together; that is neglected (0.3 % of the value with 5 classes, less with more).
+    """
+
+    title = "CEV, corrected for sampling noise"
+    noise_free = True
+    source = "derived here"
+    equation = "½ Σ_FPR,FNR [mean_c est(d_c²) - (Σ_c est(d_c²) + Σ_c≠c' est(d_c) est(d_c'))/C²]"
+    unit = "squared percent"
+    lowest = -np.inf
+    better = "lower"
+    interval = "corrected"
+
+    def counts(self, pair: Pair) -> Counts:
+        return _joint_errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        first, second, used = _unbiased_changes(sums)
+        products = first.sum(-1) ** 2 - (first**2).sum(-1)  # of two different classes, which are nearly independent
+        mean_squared = (second.sum(-1) + products) / np.maximum(used.sum(-1, keepdims=True), 1)
+        return 0.5 * _per_class((second.sum(-1) - mean_squared).sum(-1), used)
+
+
+def squared_distance(sums: Sums) -> np.ndarray:
+    """Mean over classes of (d_FPR - d_FNR)², corrected for sampling noise, in squared percent: [...]."""
+    first, second, used = _unbiased_changes(sums)
+    return _per_class((second.sum(-2) - 2 * first[..., 0, :] * first[..., 1, :]).sum(-1), used)
+
+
+def distance_shape(sums: Sums) -> np.ndarray:
+    """Mean of |d_FPR - d_FNR| over its root mean square, as observed: in (0, 1], 1 where all are equal: [...]."""
+    changes, used = _changes(sums, 0.0)
+    apart = np.where(used, np.abs(changes[..., 0, :] - changes[..., 1, :]), 0.0)
+    mean, square = _per_class(apart.sum(-1), used), _per_class((apart**2).sum(-1), used)
+    return np.divide(mean, np.sqrt(square), out=np.where(np.isnan(square), np.nan, 1.0), where=square > 0)
+
+
+@MEASURES.register("sde_corrected")
+@dataclass(frozen=True)
+class CorrectedSymmetricDistanceError(Measure):
+    """SDE without what sampling noise adds to it.
+
+    A mean of absolute values has no unbiased estimate, its mean square has: the corrected root mean square is
+    multiplied by the ratio of the two as observed. That ratio is between 0.6 and 1 for any usual distribution over
+    classes (0.80 for a normal one), so that little rests on it. 0 where the corrected mean square is negative.
+    Derived here.
+    """
+
+    title = "SDE, corrected for sampling noise"
+    noise_free = True
+    source = "derived here"
+    equation = "(mean|x| / rms x) √(mean_c est(x²) / 2),  x_c = d_FPR,c - d_FNR,c"
+    unit = "percent"
+    better = "lower"
+    interval = "corrected"
+
+    def counts(self, pair: Pair) -> Counts:
+        return _joint_errors(pair)
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return distance_shape(sums) * np.sqrt(np.maximum(squared_distance(sums), 0) / 2)
