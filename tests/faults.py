@@ -228,6 +228,7 @@ class Trials:
         ticks = itertools.count()
         size.time = type("Clock", (), {"perf_counter": staticmethod(lambda: next(ticks) * 1e-3)})
         self._count_epochs(training)
+        self.warm_up()
         self.step("planning", self.planning)
         _, plan = self.plan()
         for stage in in_order([plan.report]):
@@ -235,6 +236,18 @@ class Trials:
         self.step("publication", self.publication)
         print(f"{self.number} operations, {self.tried} tried here, {len(self.faults)} faults")
         return bool(self.faults)
+
+    def warm_up(self) -> None:
+        """Takes the whole chain once, elsewhere: what torch prepares for each shape is prepared before the forks."""
+        from pipeline.stage import in_order
+
+        results, self.results = self.results, self.folder / "warm"
+        self.planning()
+        for stage in in_order([self.plan()[1].report]):
+            self.stage(stage)
+        self.publication()
+        shutil.rmtree(self.results)
+        self.results = results
 
     def _count_epochs(self, training) -> None:
         """Notes each epoch that is trained, in a file that a kill leaves."""

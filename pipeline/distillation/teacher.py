@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -70,15 +69,15 @@ class LogitsCache:
             fcntl.flock(lock, fcntl.LOCK_EX)  # gone when the process is, however that ended
             for left in path.parent.glob(f".*{path.suffix}.*{ASIDE}"):  # who wrote them held the lock, and is gone
                 left.unlink(missing_ok=True)
+            if path.exists():  # somebody else was faster, and may be filling theirs
+                return
             unfinished = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
             try:
                 np.lib.format.open_memmap(unfinished, "w+", np.float32, shape).flush()
                 if hasattr(os, "posix_fallocate"):  # a full disk is an error here and would be a crash in a memory map
                     with unfinished.open("r+b") as file:
                         os.posix_fallocate(file.fileno(), 0, unfinished.stat().st_size)
-                # A link and no renaming, which would replace: somebody else was faster, and may be filling theirs.
-                with contextlib.suppress(FileExistsError):
-                    os.link(unfinished, path)
+                os.rename(unfinished, path)  # replaces nothing: whoever makes one holds the lock
             finally:
                 unfinished.unlink(missing_ok=True)
 
