@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -140,7 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
             return collect_garbage(chosen)
         return study(chosen)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # What a file or an argument holds is shown and not sent: no escape sequence reaches a terminal.
+        shown = "".join(part if part.isprintable() or part == "\n" else ascii(part)[1:-1] for part in str(error))
+        print(f"error: {shown}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -197,7 +199,7 @@ def study(chosen: argparse.Namespace) -> int:
         if noted_at and os.access(chosen.results, os.W_OK):
             plan_notes.note(store, noted_at, settings, stages)
         return finish(console, store, settings.study, planned.report) if chosen.verb in ("report", "run") else 0
-    with computing(store):
+    with store.in_use():
         todo = executors.needed(targets, store)  # again, now that nobody deletes anything
         for stage in todo:
             stage.check(data_root)
@@ -277,24 +279,6 @@ def _plan_line(stage: Named, store: Store) -> dict[str, object]:
         "folder": str(store.folder(stage)),
         "failure": store.failure(stage) if state == "failed" else "",
     }
-
-
-@contextlib.contextmanager
-def computing(store: Store) -> Iterator[None]:
-    """While a study is computed and published: nobody deletes results.
-
-    Raises:
-        UserError: the results could not be kept, before any time is spent.
-    """
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(store.lock(store.computing, shared=True))
-        except OSError as error:
-            raise UserError(
-                f"{store.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... "
-                "(--results)"
-            ) from None
-        yield
 
 
 def collect_garbage(chosen: argparse.Namespace) -> int:

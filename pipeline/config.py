@@ -43,9 +43,13 @@ def parse(content: Mapping[str, Any]) -> Study:
     if RESERVED["prunings"] in [one.called() for one in _valid(chosen["prunings"])]:
         mistakes.add("prunings", "the title 'dense' stands for the dense networks; choose another")
     if isinstance(name := found.get("study"), str) and (
-        not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith(".") or len(name) > 80
+        not name.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        or name.startswith(".")
+        or len(name.encode()) > 80
     ):
-        mistakes.add("study", f"{shown(name)} becomes a folder; use at most 80 letters, digits, '-', '_' and '.'")
+        mistakes.add(
+            "study", f"{shown(name)} becomes a folder; use at most 80 (in bytes) letters, digits, '-', '_' and '.'"
+        )
     if not len(mistakes):
         _check_schedules(chosen["prunings"], chosen["recoveries"], chosen["train"], bool(budgets), mistakes)
     mistakes.tell()

@@ -222,6 +222,23 @@ class Store:
         """The lock that every run holds, shared, while it computes; what deletes results must have it alone."""
         return self.root / "locks" / "computing"
 
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a study is computed and published: nobody deletes results.
+
+        Raises:
+            UserError: the results could not be kept, before any time is spent.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(self.lock(self.computing, shared=True))
+            except OSError as error:
+                raise UserError(
+                    f"{self.root}: cannot be written to ({error.strerror}); choose another folder with RESULTS=... "
+                    "(--results)"
+                ) from None
+            yield
+
     def execute(self, stage: Stage, context: Context) -> bool:
         """Makes the stage's result unless it exists. Returns whether it was computed here.
 

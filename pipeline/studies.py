@@ -15,6 +15,7 @@ from pipeline import config as configuration
 from pipeline import executors, publication
 from pipeline.plan import plan
 from pipeline.progress import Display
+from pipeline.registry import UserError
 from pipeline.store import StageBroken, StageFailed, Store
 from pipeline.table import Row, read_long, select
 
@@ -55,22 +56,24 @@ def study(
     Raises:
         UserError: a mistake in the configuration, or stages that failed (StageFailed), with the reasons.
     """
+    if not str(results):  # Path("") would be this folder
+        raise UserError("results: empty; give a folder")
     results = Path(results)
     data_root = results / "data" if data is None else Path(data)
     settings = configuration.load(Path(config), ["workers=1", *overrides])
     report = plan(settings, data_root).report
     store = Store(results)
-    todo = executors.needed([report], store)
-    for stage in todo:
-        stage.check(data_root)
     execution = executors.Execution(results, data_root, settings.device, settings.workers)
-    with store.lock(store.computing, shared=True), _settings_kept():
+    with store.in_use(), _settings_kept():
+        todo = executors.needed([report], store)
+        for stage in todo:
+            stage.check(data_root)
         outcome = executors.run_local(todo, execution, Display(_telling(say), len(todo)))
-    if outcome.failed:
-        broken = any(isinstance(reason, StageBroken) for _, reason in outcome.failed)
-        reasons = "; ".join(f"{stage.label()}: {reason}" for stage, reason in outcome.failed)
-        raise (StageBroken if broken else StageFailed)(reasons)
-    folder = publication.publish(store, report, settings.study, say or (lambda line: None))
+        if outcome.failed:
+            broken = any(isinstance(reason, StageBroken) for _, reason in outcome.failed)
+            reasons = "; ".join(f"{stage.label()}: {reason}" for stage, reason in outcome.failed)
+            raise (StageBroken if broken else StageFailed)(reasons)
+        folder = publication.publish(store, report, settings.study, say or (lambda line: None))
     return Finished(settings.study, folder, read_long(folder / "rows.csv"))
 
 

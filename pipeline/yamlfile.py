@@ -14,6 +14,7 @@ from pipeline.files import LARGEST_CONFIGURATION, read_text
 from pipeline.registry import Mistakes, UserError, shown
 
 DEEPEST = 32  # levels
+PLAIN = re.compile(r"0|[1-9][0-9]*")  # a whole number that means what it says
 OCTAL = re.compile(r"[-+]?0[0-7_]+")
 
 
@@ -119,9 +120,8 @@ def _look(node: yaml.Node, path: tuple[str, ...], place: str, mistakes: Mistakes
         lines: dict[str, int] = {}
         for key, value in node.value:
             line, below = key.start_mark.line + 1, (*path, str(key.value))
-            if key.tag.endswith(":merge"):
-                continue
-            if not key.tag.endswith((":str", ":int")):
+            plain = key.tag.endswith((":str", ":merge")) or (key.tag.endswith(":int") and PLAIN.fullmatch(key.value))
+            if not plain:  # true, a number of base 60, 8 or 16: as a key it would be another word than the one written
                 mistakes.add(_at(place, key), f"{shown(str(key.value))} is no text to YAML; put it in quotes")
                 continue
             if key.value in lines:
@@ -129,7 +129,7 @@ def _look(node: yaml.Node, path: tuple[str, ...], place: str, mistakes: Mistakes
                     ".".join(below), f"stands there twice, in lines {lines[key.value]} and {line}; keep one of them"
                 )
             lines[key.value] = line
-            _look(value, below, place, mistakes, seen)
+            _look(value, path if key.tag.endswith(":merge") else below, place, mistakes, seen)
 
 
 def _at(place: str, found: yaml.Node | yaml.Event) -> str:

@@ -190,14 +190,13 @@ class Trials:
 
     def planning(self) -> None:
         """What the command does before the first stage."""
-        from pipeline import __main__ as command
         from pipeline import executors, plan_notes
         from pipeline.stage import in_order
         from pipeline.store import Store
 
         store = Store(self.results)
         settings, plan = self.plan()
-        with command.computing(store):
+        with store.in_use():
             for stage in executors.needed([plan.report], store):
                 stage.check(self.results / "data")
             plan_notes.note(store, plan_notes.place(self.results, self.study, ()), settings, in_order([plan.report]))

@@ -3,12 +3,28 @@
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pipeline import config, models
 from pipeline.plan import plan as make_plan
-from pipeline.recovery import STARTS, UPDATES, All, Everything, Kept, Rewound, Scratch, Start, Uniform, Update
+from pipeline.recovery import (
+    MIXTURES,
+    SELECTIONS,
+    STARTS,
+    UPDATES,
+    All,
+    Everything,
+    Kept,
+    Mixture,
+    Rewound,
+    Scratch,
+    Selection,
+    Start,
+    Uniform,
+    Update,
+)
 from pipeline.registry import UserError, options, options_of
 from pipeline.schema import Recovery
 from pipeline.stage import Context, in_order
@@ -165,3 +181,38 @@ def test_starts_need_what_they_say():
         Rewound(-1)
     with pytest.raises(ValueError):
         Rewound(True)
+
+
+def test_what_selected_examples_cannot_fill_is_refused_before_training(tmp_path):
+    """A window is counted in the steps of the examples that are chosen."""
+
+    @SELECTIONS.register("few")
+    @options
+    class Few(Selection):
+        """Four of each class."""
+
+        def choose(self, train):
+            rows = [row for label in range(len(train.classes)) for row in (train.labels == label).nonzero()[0][:4]]
+            return train.take(np.array(sorted(rows)))
+
+    try:
+        recovery = "{losses: kd, examples: few, window: [0.0, 0.15], fit: {epochs: 2, batch_size: 16}, title: t}"
+        plan = make_plan(config.load(SMOKE, [*QUICK, f"recoveries=[{recovery}]"]), tmp_path)
+        with pytest.raises(UserError, match="^recoveries: 't': window: .* holds none of the steps"):
+            plan.cells[0].networks[0].check(tmp_path)
+    finally:
+        del SELECTIONS._classes["few"]
+
+
+def test_a_mixture_that_nothing_draws_is_refused(tmp_path):
+    @MIXTURES.register("never")
+    @options
+    class Never(Mixture):
+        """Not drawn so far."""
+
+    try:
+        plan = make_plan(config.load(SMOKE, [*QUICK, "recoveries=[{losses: kd, mixture: never, title: t}]"]), tmp_path)
+        with pytest.raises(UserError, match="mixture never: none but uniform"):
+            plan.cells[0].networks[0].check(tmp_path)
+    finally:
+        del MIXTURES._classes["never"]

@@ -169,3 +169,30 @@ def test_files_that_are_none(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"^study: missing; .*\ndata: missing; .*\nnetwork: missing; .*$"):
         config.load(tmp_path / "empty.yaml")
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("<<: {seeds: 1:30}", "1:30 is a number of base 60"),
+        ("<<: {seeds: 012}", "012 is an octal number"),
+        ("<<: {yes: 3}", "'yes' is no text to YAML"),
+        ("<<: {seeds: 2}\n<<: {seeds: 3}", "stands there twice"),
+        ("train: {<<: {epochs: 1:30}}", "train.epochs.*1:30 is a number of base 60|1:30 is a number of base 60"),
+        ("train: {1:30: 2}", "'1:30' is no text to YAML"),
+        ("network: resnet8x014", "network: 'resnet8x014' is no network"),
+    ],
+)
+def test_merge_keys_and_keys_are_looked_at_like_all_else(tmp_path, text, message):
+    head = {"study": "s", "data": "{name: synthetic}", "network": "resnet8"}
+    lines = [f"{name}: {value}" for name, value in head.items() if not text.startswith(name)]
+    (tmp_path / "study.yaml").write_text("\n".join([*lines, text]) + "\n")
+    with pytest.raises(UserError, match=message):
+        config.load(tmp_path / "study.yaml")
+
+
+def test_a_merge_key_that_is_plain_is_read(tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        "study: s\ndata: {name: synthetic}\nnetwork: resnet8\ntrain: &shared {epochs: 3}\nrecover: {<<: *shared}\n"
+    )
+    assert config.load(tmp_path / "study.yaml").recover.epochs == 3

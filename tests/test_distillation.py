@@ -1124,21 +1124,26 @@ def test_a_row_that_was_not_written_whole_counts_as_absent(tmp_path):
 
 def test_two_who_make_the_cache_at_once_share_one(tmp_path, monkeypatch):
     path, shape = tmp_path / "logits.npy", {"positions": 2 * EXAMPLES, "classes": CLASSES}
-    monkeypatch.setattr(Path, "exists", lambda self: False)  # neither saw the other's
-    first, second = LogitsCache(path, **shape), LogitsCache(path, **shape)
+    first = LogitsCache(path, **shape)
     draw, logits = EXAMPLES + torch.arange(3), torch.randn(3, CLASSES)
     first.put(draw, logits)
+    exists, looks = (
+        Path.exists,
+        iter([False]),
+    )  # the second looked before the first had made it, and waited for the lock
+    monkeypatch.setattr(Path, "exists", lambda self: next(looks, exists(self)) if self == path else exists(self))
+    second = LogitsCache(path, **shape)
     assert torch.equal(second.get(draw), logits) and {path.name for path in tmp_path.iterdir()} == {
         ".lock",
         "logits.npy",
     }
 
 
-FORK = multiprocessing.get_context("fork")  # what was put in the place of os.link holds in the child
+FORK = multiprocessing.get_context("fork")  # what was put in the place of os.rename holds in the child
 
 
-def make_cache(path, link):
-    os.link = link
+def make_cache(path, rename):
+    os.rename = rename
     LogitsCache(path, positions=2 * EXAMPLES, classes=CLASSES)
 
 
@@ -1158,7 +1163,7 @@ def test_what_a_killed_process_left_half_made_is_removed(tmp_path):
 def test_what_a_live_process_is_making_is_waited_for(tmp_path):
     path = tmp_path / "logits.npy"
     reached, go_on = FORK.Event(), FORK.Event()
-    real = os.link
+    real = os.rename
 
     def slowly(unfinished, target):
         reached.set()

@@ -416,3 +416,22 @@ def test_a_description_on_disk_is_checked(tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
         models.load_info(tmp_path)
     assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)
+
+
+def test_a_registered_name_does_not_take_a_familys(tmp_path):
+    """What is written of a network is read back as that network, whatever else has been registered."""
+
+    @models.NETWORKS.register("resnet20")
+    @dataclass(frozen=True)
+    class Mine(models.Network):
+        width: int = 3
+
+        def build(self, input_shape, classes):
+            return nn.Flatten()
+
+    try:
+        family = models.NETWORKS["cifar_resnet"](depth=20)
+        name, options = family.written()
+        assert models.network({"name": name, **options}) == family
+    finally:
+        del models.NETWORKS._classes["resnet20"]

@@ -146,7 +146,7 @@ class Augmentation:
     """Random crop out of a zero-padded image and random horizontal flip; a different draw for each image."""
 
     crop_padding: Annotated[int, Field(description="pixels of zeros around an image", ge=0, le=64)] = 4
-    flip: Annotated[bool, Field(description="mirror every other image")] = True
+    flip: Annotated[bool, Field(description="mirror each image or not, by its own draw")] = True
 
 
 Kept = Annotated[float, Field(gt=0, le=1)]

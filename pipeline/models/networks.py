@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.registry import Registry, UserError, nearest
+from pipeline.registry import Registry, UserError, nearest, shown
 
 
 class Network(ABC):
@@ -55,7 +55,7 @@ class Network(ABC):
 
     def written(self) -> tuple[str, dict[str, Any]]:
         """Name and options that `network` makes this value of again, wherever defaults go."""
-        if type(self).options_in(self.title) is not None:
+        if type(self).options_in(self.title) is not None and network(self.title) == self:
             return self.title, {}
         return self.name, asdict(self)
 
@@ -125,8 +125,11 @@ class SmallImageNetwork(nn.Module):
 
 def _counted(pattern: str, name: str) -> dict[str, int] | None:
     """The numbers in a name, by the group of the pattern; groups that are absent are left out."""
-    match = re.fullmatch(pattern, name)
-    return match and {key: int(value[:9]) for key, value in match.groupdict().items() if value is not None}
+    match = re.fullmatch(pattern, name, re.ASCII)
+    numbers = {key: value for key, value in match.groupdict().items() if value is not None} if match else {}
+    if not match or any(value.startswith("0") and value != "0" for value in numbers.values()):
+        return None
+    return {key: int(value[:9]) for key, value in numbers.items()}
 
 
 def _stages(block: type[nn.Module], stem_width: int, width: int, blocks: int) -> list[nn.Module]:
@@ -371,7 +374,7 @@ def _unknown(name: object) -> str:
     close = difflib.get_close_matches(str(name), [*own, *Torchvision.names()], n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     known = nearest(str(name), own).split(";")[0]
-    return f"'{name}' is no network; {known}, and every torchvision classifier by its name{hint}"
+    return f"{shown(name)} is no network; {known}, and every torchvision classifier by its name{hint}"
 
 
 def build(network: Network, *, input_shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Module:

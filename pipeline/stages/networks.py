@@ -300,9 +300,13 @@ class Recover(Stage):
 
     def check(self, data_root: Path) -> None:
         if self.cache_logits:
-            train = load_splits(self.dense.data, data_root).train
+            train = self.examples.choose(load_splits(self.dense.data, data_root).train)
             size = 4 * self.fit.epochs * len(train) * (len(train.classes) + 1) * len(self.teachers or (self.dense,))
             require_room(data_root / "logits", size, f"recoveries: '{self.title}': cache_logits")
+        if not isinstance(self.mixture, recovery.Uniform):
+            raise UserError(
+                f"recoveries: '{self.title}': mixture {self.mixture.name}: none but uniform is drawn so far"
+            )
         check_answers(self.dense.network, self.update, self.examples, self.dense.data, data_root)
         teachers = tuple(teacher.network for teacher in self.teachers or (self.dense,))
         try:
@@ -313,6 +317,7 @@ class Recover(Stage):
                 self.window,
                 self.fit,
                 self.start.first_epoch,
+                self.examples,
                 self.dense.data,
                 data_root,
             )
@@ -476,6 +481,7 @@ def check_objective(
     window: tuple[float, float],
     fit: training.Fit,
     start_epoch: int,
+    examples: recovery.Selection,
     data: Data,
     data_root: Path,
 ) -> None:
@@ -484,7 +490,7 @@ def check_objective(
     Raises:
         UserError: it cannot be computed, or its window holds no step.
     """
-    split = load_splits(data, data_root).train
+    split = examples.choose(load_splits(data, data_root).train)
     classes = len(split.classes)
     images = torch.randn(4, *split.input_shape, generator=torch.Generator().manual_seed(0))
 
