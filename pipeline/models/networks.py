@@ -374,7 +374,7 @@ def _unknown(name: object) -> str:
     close = difflib.get_close_matches(str(name), [*own, *Torchvision.names()], n=1, cutoff=0.5)
     hint = f"; did you mean '{close[0]}'?" if close else ""
     known = nearest(str(name), own).split(";")[0]
-    return f"{shown(name)} is no network; {known}, and every torchvision classifier by its name{hint}"
+    return f"{shown(str(name))} is no network; {known}, and every torchvision classifier by its name{hint}"
 
 
 def build(network: Network, *, input_shape: tuple[int, ...], classes: int, seed: int = 0) -> nn.Module:
