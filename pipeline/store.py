@@ -325,13 +325,13 @@ class Store:
         """Whether unfinished work lacks nothing but its name: a manifest, and every file as it says."""
         if not (work / MANIFEST).exists():
             return False
-        try:
+        with contextlib.suppress(
+            UserError
+        ):  # one that cannot be read says nothing: the stage goes on from what is there
             manifest = Manifest.read(work / MANIFEST)
             whole = manifest.facts.get("key") == stage.key and manifest.inputs == inputs
             if whole and not stage.difference(manifest.options) and not manifest.damaged(work):
                 return True
-        except UserError:
-            pass  # a manifest that cannot be read says nothing; the stage goes on from what else lies there
         (work / MANIFEST).unlink()
         return False
 

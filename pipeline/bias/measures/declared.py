@@ -97,16 +97,6 @@ class Pair:
         """Whether row i is known to be the same example in both."""
         return self.reference.paired and self.candidate.paired
 
-    @property
-    def has_logits(self) -> bool:
-        """Whether both have logits."""
-        return self.reference.logits is not None and self.candidate.logits is not None
-
-    @property
-    def log_probabilities(self) -> tuple[np.ndarray, np.ndarray]:
-        """float64 [N, C] of reference and candidate: log softmax of the logits."""
-        return log_softmax(self.reference), log_softmax(self.candidate)
-
 
 @once
 def log_softmax(network: Predictions) -> np.ndarray:
