@@ -90,7 +90,13 @@ def plan(study: Study, data_root: Path) -> Plan:
                     sparsity=sparsity,
                     recovery=then.called(),
                     networks=networks,
-                    score=Score(references, tuple(Predict(one) for one in networks), floor, study.resamples),
+                    score=Score(
+                        references,
+                        tuple(Predict(one) for one in networks),
+                        floor,
+                        study.resamples,
+                        minimum_errors=study.minimum_errors,
+                    ),
                     similarities=tuple(similar(one.dense, one) for one in networks),
                     latency=_latency(networks[0]),
                 )

@@ -114,7 +114,11 @@ class Table:
         if self._real:
             return np.arange(self.examples), np.arange(self.examples)  # real numbers: no two examples are alike
         columns = [self.pairs[0].labels, self.pairs[0].parts]
-        columns += [each.predictions for pair in self.pairs for each in (pair.reference, pair.candidate)]
+        networks = {}
+        for pair in self.pairs:
+            known = pair.dense.networks if pair.dense else ()
+            networks |= {id(each): each for each in (pair.reference, pair.candidate, *known)}
+        columns += [each.predictions for each in networks.values()]
         code = _numbered(columns)
         code = np.where(rows.getnnz(1) == 0, 0, code + 1)  # examples that contribute nothing are one cell
         _, first, cell = np.unique(code, return_index=True, return_inverse=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.bias.floors import Floor, Floors, beside
+from pipeline.bias.floors import Floor, Floors, carried_by_class, sums_of
 from pipeline.bias.given import choose, class_names, existing, in_one_order, refuse_one_label
-from pipeline.bias.measures import Measure, Pair
+from pipeline.bias.measures import MEASURES, DenseNetworks, Measure, Pair
 from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import (
     Interval,
@@ -20,6 +20,7 @@ from pipeline.bias.resampling import (
     corrected_intervals,
     interval,
 )
+from pipeline.bias.yardsticks import Yardstick, over_floor, over_shared_floor
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
 from pipeline.table import Row, measured
@@ -31,6 +32,8 @@ PART = ("class", "group")  # which part of the test set
 # What is known of a class or a group: quantity -> unit.
 OF_A_CLASS = {
     "support": "examples",
+    "missed_reference": "examples",
+    "claimed_reference": "examples",
     "fpr_reference": "share",
     "fnr_reference": "share",
     "fpr": "share",
@@ -39,6 +42,8 @@ OF_A_CLASS = {
     "d_fnr": "percent",
     "excess_accuracy_gap": "share",
     "p_value": "probability",
+    # What a class carries of each measure that is a sum over classes.
+    **{f"{name}_share": "share" for name in MEASURES if MEASURES[name].by_class is not Measure.by_class},
 }
 
 
@@ -54,7 +59,10 @@ class Value:
             of CEV, may lie above it. None where it does not exist.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
-        floor: None without at least two dense networks.
+        floor: what dense networks show among each other; None without at least two, or for what does not compare.
+        over_floor: the candidates beside the floor, with a verdict; None where there is no floor.
+        carried_by: class name -> share of the value that this class adds, the largest first; empty for a measure that
+            is no sum over classes.
         over_trials: it is one of all trials together.
     """
 
@@ -68,6 +76,8 @@ class Value:
     trials: tuple[float | None, ...]
     published: float | None
     floor: Floor | None
+    over_floor: Yardstick | None
+    carried_by: dict[str, float]
     over_trials: bool
 
 
@@ -87,6 +97,8 @@ class Audit:
         trials: file, accuracy, cev, sde and classes_used of each candidate.
         per_class: one dict a class, see ``per_class_rows``.
         measures: name -> Value, every measure that the inputs allow.
+        minimum_errors: a class with fewer reference errors of a kind in some trial is in ``scarce``.
+        scarce: class name -> fewest reference errors of a kind over trials; for classes that CEV and SDE use.
         left_out: name -> why the measure is missing.
         floor_networks: how many dense networks the floor rests on, 0 for none.
         significance: the test behind ``significant``.
@@ -108,6 +120,8 @@ class Audit:
     measures: dict[str, Value]
     left_out: dict[str, str]
     floor_networks: int
+    minimum_errors: int
+    scarce: dict[str, int]
     significance: str
     groups: dict[str, Any] | None
     resamples: int
@@ -140,6 +154,8 @@ class Audit:
                     "unit": each.unit,
                     "better": each.better,
                     "floor": asdict(each.floor) if each.floor else None,
+                    "over_floor": asdict(each.over_floor) if each.over_floor else None,
+                    "carried_by": each.carried_by,
                 }
                 for name, each in self.measures.items()
             },
@@ -150,6 +166,8 @@ class Audit:
             }
             if self.floor_networks
             else None,
+            "minimum_errors": self.minimum_errors,
+            "scarce": self.scarce,
             "significance": self.significance,
             "groups": self.groups,
             "resamples": self.resamples,
@@ -172,8 +190,10 @@ class Audit:
                 "floor_mean": each.floor.mean if each.floor else None,
                 "floor_low": each.floor.low if each.floor else None,
                 "floor_high": each.floor.high if each.floor else None,
-                "excess": each.floor.excess if each.floor else None,
-                "percentile": each.floor.percentile if each.floor else None,
+                "over_floor": each.over_floor.value if each.over_floor else None,
+                "over_floor_low": each.over_floor.low if each.over_floor else None,
+                "over_floor_high": each.over_floor.high if each.over_floor else None,
+                "verdict": each.over_floor.verdict if each.over_floor else None,
                 "classes_used": self.classes_used,
                 "classes": self.classes,
             }
@@ -230,6 +250,8 @@ def audit(
     references: Predictions | Sequence[Predictions],
     candidates: Predictions | Sequence[Predictions],
     floor: Floors | None = None,
+    dense: Sequence[Predictions] = (),
+    minimum_errors: int = 5,
     groups: np.ndarray | None = None,
     group_names: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
@@ -246,7 +268,10 @@ def audit(
     Args:
         references: one network for all candidates, or one per candidate (trial i against its own dense parent i).
         candidates: trials of one method.
-        floor: what ``floor`` gave for dense networks, with the same smoothing.
+        floor: what ``floor`` gave for dense networks, with the same smoothing: for one shared reference, that and more
+            networks; otherwise the references, in their order.
+        dense: more dense networks than the references, for the mean rates of ``cev_common`` and ``sde_common``.
+        minimum_errors: of a class in its reference, below which it is named wherever it moves a number.
         groups: int64 [N], a column to report by; the first candidate's, where it has one.
         group_names, classes: names in the order of the numbers.
         resamples: bootstrap resamples behind each interval, at least 100.
@@ -262,23 +287,24 @@ def audit(
     """
     _refuse_draws(resamples, seed)
     references, candidates = paired_up(references, candidates, Predictions)
-    everything = [*references, *candidates]
+    everything = [*references, *candidates, *dense]
     names = class_names(everything, classes)
     everything = in_one_order(everything)
     many = len(references)
     # One object per network keeps "the same reference for all" visible after reordering.
-    references, candidates = everything[:many], everything[many:]
+    references, candidates, dense = everything[:many], everything[many : 2 * many], everything[2 * many :]
+    known = DenseNetworks(tuple({id(each): each for each in [*references, *dense]}.values()))
     count, labels = len(names), references[0].labels
-    pairs = [Pair(a, b, count, a.labels, count) for a, b in zip(references, candidates, strict=True)]
-    for pair in pairs[1:]:
-        Pair(references[0], pair.candidate, count, labels, count)  # refuses other labels than those of the first
+    pairs = [Pair(a, b, count, a.labels, count, known) for a, b in zip(references, candidates, strict=True)]
+    for each in [pair.candidate for pair in pairs[1:]] + dense:
+        Pair(references[0], each, count, labels, count)  # refuses other labels than those of the first
     refuse_one_label(references[0], count)
     chosen, left_out = choose([*references, *candidates], measures, smoothing)
     _refuse_undefined(pairs, names, undefined, smoothing)
 
     unit = "both" if len(pairs) > 1 else "examples"
     options = {"resamples": resamples, "seed": seed, "unit": unit, "level": level, "method": method}
-    values = _values(pairs, chosen, floor=floor, **options)
+    values = _values(pairs, chosen, floor=floor, names=names, **options)
     if values["cev"].value is None:
         raise UserError(
             f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
@@ -287,6 +313,13 @@ def audit(
     p_values, test = class_significance(pairs)
     per_class, has_change = _per_class(pairs, names, p_values, level, smoothing)
     used = int(has_change.all(0).sum())
+    for row in per_class:
+        row |= {f"{name}_share": each.carried_by.get(row["class"]) for name, each in values.items() if each.carried_by}
+    scarce = {
+        row["class"]: fewest
+        for row, there in zip(per_class, has_change.any(0), strict=True)
+        if there and (fewest := min(row["missed_reference"], row["claimed_reference"])) < minimum_errors
+    }
     if groups is None:
         own = next((each for each in candidates + references if each.groups is not None), None)
         groups, group_names = (own.groups, group_names or own.group_names) if own else (None, None)
@@ -331,6 +364,8 @@ def audit(
         measures=values,
         left_out=left_out,
         floor_networks=floor.networks if floor is not None and floor.networks > 1 else 0,
+        minimum_errors=minimum_errors,
+        scarce=scarce,
         significance=test,
         groups=_by_group(pairs, groups, group_names, names, chosen, options, smoothing) if groups is not None else None,
         resamples=resamples,
@@ -372,8 +407,10 @@ def _tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
     return [Table(pairs, kind) for kind in kinds if kind]
 
 
-def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
+def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method, names=()) -> dict[str, Value]:
+    """Args: names: of the classes, where it is to be told what each of them carries."""
     found = {}
+    sums = [sums_of(pair, [each for each in chosen if not each.over_trials]) for pair in pairs] if names else []
     for table in _tables(pairs, chosen):
         per_trial, averaged = table.point()
         needs = {each.name: _method(each, method) for each in table.measures}
@@ -398,7 +435,13 @@ def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> di
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
-            found[each.name] = _value(each, value, trials, bounds[each.name], averaged.get(each.name), floor)
+            shares = carried_by_class(each, sums) if names and not each.over_trials else None
+            order = np.argsort(-shares, kind="stable") if shares is not None else ()
+            carried = {names[c]: float(shares[c]) for c in order}
+            beside = _over_floor(each, trials, floor, pairs)
+            found[each.name] = _value(
+                each, value, trials, bounds[each.name], averaged.get(each.name), floor, beside, carried
+            )
     return {each.name: found[each.name] for each in chosen}
 
 
@@ -417,6 +460,8 @@ def _value(
     bounds: Interval | None,
     averaged: float | None,
     floor: Floors | None,
+    beside: Yardstick | None,
+    carried: dict[str, float],
 ) -> Value:
     if bounds is not None and bounds.low < measure.lowest:
         bounds = replace(bounds, low=measure.lowest, high=max(bounds.high, measure.lowest))
@@ -437,9 +482,26 @@ def _value(
         interval=bounds,
         trials=tuple(existing(trial) for trial in trials),
         published=existing(averaged) if averaged is not None else None,
-        floor=beside(floor.pairs(measure.name), value) if floor is not None else None,
+        floor=floor.summary(measure.name) if floor is not None else None,
+        over_floor=beside,
+        carried_by=carried,
         over_trials=measure.over_trials,
     )
+
+
+def _over_floor(measure: Measure, trials: np.ndarray, floor: Floors | None, pairs: Sequence[Pair]) -> Yardstick | None:
+    """None for a measure without a floor, or of all trials together: one value has no spread over seeds."""
+    if floor is None or not measure.compares or measure.over_trials or measure.name not in floor.values:
+        return None
+    values = floor.values[measure.name]
+    says = {"kind": measure.comparison, "margin": measure.margin, "better": measure.better}
+    references = len({id(pair.reference) for pair in pairs})
+    if references == 1:
+        return over_shared_floor(trials, values[0, 1:], **says)
+    if references == len(pairs) == floor.networks:
+        return over_floor(trials, values, **says)
+    note = "no floor: give one reference for all candidates, or each of them its own, and the floor of these"
+    return Yardstick(measure.comparison, measure.margin, seeds=len(pairs), note=note)
 
 
 def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -460,6 +522,8 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
         {
             "class": names[c],
             "support": int(support[c]),
+            "missed_reference": int(before[:, 1, c].min()),
+            "claimed_reference": int(before[:, 0, c].min()),
             "fpr_reference": float(before[:, 0, c].mean() / negatives[c]),
             "fnr_reference": float(before[:, 1, c].mean() / positives[c]) if support[c] else None,
             "fpr": float(after[:, 0, c].mean() / negatives[c]),

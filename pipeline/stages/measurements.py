@@ -65,6 +65,7 @@ class Floor(Stage):
     measures: those that are taken, so that one more makes another floor.
     """
 
+    version: ClassVar[int] = 2
     files: ClassVar[tuple[str, ...]] = (ROWS,)
 
     networks: tuple[Predict, ...]
@@ -90,15 +91,17 @@ class Floor(Stage):
 class Score(Stage):
     """Per-class rates, CEV, SDE and every other measure of one method's networks, each against its own dense parent.
 
-    candidates and references go in pairs, one for each seed. floor: what to hold their values against.
+    candidates and references go in pairs, one for each seed. floor: of the references, in their order.
     """
 
+    version: ClassVar[int] = 2
     files: ClassVar[tuple[str, ...]] = (ROWS, "audit.json")
 
     references: tuple[Predict, ...]
     candidates: tuple[Predict, ...]
     floor: Floor
     resamples: int = 2000
+    minimum_errors: int = 5
 
     def check(self, data_root: Path) -> None:
         classes = len(load_splits(self.candidates[0].network.dense.data, data_root).train.classes)
@@ -118,6 +121,7 @@ class Score(Stage):
             measures=self.floor.measures,
             resamples=self.resamples,
             smoothing=self.floor.smoothing,
+            minimum_errors=self.minimum_errors,
         )
         write_atomically(folder / "audit.json", json.dumps(audit.to_json(), indent=1) + "\n")
         write_long(folder / ROWS, audit.long_rows(seeds))

@@ -23,6 +23,7 @@ class Churn(Measure):
     unit = "share"
     better = "lower"
     comparison = "ratio"
+    margin = 1.5**0.5
     needs_pairing = True
 
     def counts(self, pair: Pair) -> Counts:
@@ -123,6 +124,7 @@ class JensenShannonDivergence(Measure):
     unit = "nats"
     better = "lower"
     comparison = "ratio"
+    margin = 1.5  # a divergence is of second order in the change of probabilities
     needs_logits = True
     needs_pairing = True
 

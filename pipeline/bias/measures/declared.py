@@ -44,6 +44,13 @@ def once(function: Callable[..., Found]) -> Callable[..., Found]:
 
 
 @dataclass(frozen=True, eq=False)
+class DenseNetworks:
+    """All dense networks that are known, which differ in nothing but their seed; labels are equal."""
+
+    networks: tuple[Predictions, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """One candidate beside its reference on the same examples.
 
@@ -52,6 +59,7 @@ class Pair:
         class_count: C.
         parts: int64 [N], what recall is taken over: the labels, or a group column.
         part_count: the number of parts.
+        dense: whose mean rates serve as a common denominator; None: the reference alone.
     """
 
     reference: Predictions
@@ -59,6 +67,7 @@ class Pair:
     class_count: int
     parts: np.ndarray
     part_count: int
+    dense: DenseNetworks | None = None
 
     def __post_init__(self) -> None:
         if len(self.reference.labels) != len(self.candidate.labels):
@@ -145,6 +154,8 @@ class Measure:
         compares: it says how candidate and reference differ; False for what the candidate has alone.
         comparison: how the values of two methods are compared: ``"difference"``, or ``"ratio"`` for a positive value
             whose spread grows with its size.
+        margin: the ratio m (from 1/m to m) or the difference (from -m to m) up to which a change counts as none, see
+            ``pipeline.bias.yardsticks``; None where none is stated, and then nothing is called equivalent.
         corrected: name of the measure that estimates it without sampling noise, or an empty string.
         digits: decimals in tables, None for three significant digits.
         complement: what 1 - value, in percent, is called where the logarithmic axis of a figure needs it.
@@ -166,6 +177,7 @@ class Measure:
     headline: ClassVar[int] = 0
     compares: ClassVar[bool] = True
     comparison: ClassVar[str] = "difference"
+    margin: ClassVar[float | None] = None
     corrected: ClassVar[str] = ""
     digits: ClassVar[int | None] = None
     complement: ClassVar[str] = ""
@@ -177,3 +189,7 @@ class Measure:
     def value(self, sums: Sums) -> np.ndarray:
         """The measure of the sums."""
         raise NotImplementedError
+
+    def by_class(self, sums: Sums) -> np.ndarray | None:
+        """What each class adds to the value, [..., C], 0 for one left out; None where it is no sum over classes."""
+        return None
