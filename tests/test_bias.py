@@ -262,6 +262,8 @@ SLOW = {
     "recall_variance": lambda r, c, n: np.var(slow_recalls(c, n)),
     "sde": lambda r, c, n: sum(abs(x - y) for x, y in slow_d(r, c, n)) / len(slow_d(r, c, n)) / math.sqrt(2),
     "sde_corrected": slow_sde_corrected,
+    "cev_common": slow_cev,  # of one dense network; of several in test_yardsticks.py
+    "sde_common": lambda r, c, n: SLOW["sde"](r, c, n),
     "top5_accuracy": lambda r, c, n: slow_top5(c),
     "top5_accuracy_change": lambda r, c, n: slow_top5(c) - slow_top5(r),
     "worst_recall": lambda r, c, n: min(slow_recalls(c, n)),
@@ -581,9 +583,13 @@ def test_audit_holds_the_plain_functions():
     dense_rates = [dense, *trials[:2]]
     floor = [cev(a, b).value for a, b in itertools.permutations(dense_rates, 2)]
     found = result.measures["cev"].floor
-    assert found.pairs == 6 and found.mean == pytest.approx(np.mean(floor))
-    assert found.excess == pytest.approx(result.cev - np.mean(floor))
-    assert found.percentile == pytest.approx(100 * np.mean(np.array(floor) <= result.cev))
+    assert found.pairs == 6 and found.mean == pytest.approx(stats.gmean(floor))
+    assert [found.low, found.high] == pytest.approx([min(floor), max(floor)])
+    beside = (
+        np.log([cev(dense, each).value for each in trials]).mean()
+        - np.log([cev(dense, x).value for x in trials[:2]]).mean()
+    )
+    assert result.measures["cev"].over_floor.value == pytest.approx(np.exp(beside))
     assert all(each.interval is not None for each in result.measures.values())
     assert {row["measure"] for row in result.rows()} == set(MEASURES) and len(result.per_class_rows()) == 4
     assert (
@@ -700,10 +706,8 @@ def test_headline_columns():
     assert heads == [(1, "accuracy"), (2, "CEV"), (3, "SDE")]
     assert MEASURES["churn"].short == "churn" and MEASURES["accuracy"].digits == 4
     assert {name for name in MEASURES if MEASURES[name].comparison == "ratio"} == {
-        "cev",
-        "sde",
-        "churn",
-        "js_divergence",
+        *("cev", "sde", "cev_common", "sde_common"),
+        *("churn", "js_divergence"),
     }
 
 
@@ -719,20 +723,17 @@ def test_floor_is_every_pair_taken_by_itself():
             continue
         assert found.values["cev"][i, j] == pytest.approx(cev(plain[i], plain[j]).value, rel=1e-12)
         assert found.values["sde"][i, j] == pytest.approx(sde(plain[i], plain[j]).value, rel=1e-12)
-        alone = bias.audit(references=dense[i], candidates=dense[j], resamples=100)
+        alone = bias.audit(references=dense[i], candidates=dense[j], dense=dense, resamples=100)
         for name, values in found.values.items():
-            assert values[i, j] == alone.measures[name].estimate, name  # to the last bit
-    values = found.pairs("cev")
-    assert np.array_equal(values, [found.values["cev"][place] for place in itertools.permutations(range(4), 2)])
+            if name.endswith("_common"):  # the dense networks' mean is taken in another order
+                assert values[i, j] == pytest.approx(alone.measures[name].estimate, rel=1e-12)
+            else:
+                assert values[i, j] == alone.measures[name].estimate, name  # to the last bit
+    values = np.array([found.values["cev"][place] for place in itertools.permutations(range(4), 2)])
     audited = bias.audit(references=dense[0], candidates=PRUNED[0], floor=found, resamples=100).measures["cev"]
-    assert audited.floor == bias.Floor(
-        mean=values.mean(),
-        low=np.quantile(values, 0.025),
-        high=np.quantile(values, 0.975),
-        excess=audited.estimate - values.mean(),
-        percentile=100 * (values <= audited.estimate).mean(),
-        pairs=12,
-    )
+    assert audited.floor == bias.Floor(pytest.approx(stats.gmean(values)), values.min(), values.max(), 12)
+    change = found.summary("accuracy_change")
+    assert change.mean == pytest.approx(found.values["accuracy_change"][~np.eye(4, dtype=bool)].mean())
     smoothed = bias.floor(dense, smoothing=0.5, measures=["churn"])
     assert set(smoothed.values) == {"cev", "sde", "churn"}
     # The measure's pseudo-count stands above equal denominators, that of the function in both.
@@ -748,8 +749,8 @@ def test_a_floor_of_networks_that_know_less():
         [True, False, False],
         [False] * 3,
     ]
-    assert np.isfinite(found.pairs("cev")).all() and np.isfinite(found.pairs("churn")).all()
-    assert bias.floor([DENSE]).networks == 1 and len(bias.floor([DENSE]).pairs("cev")) == 0
+    assert found.summary("cev").pairs == found.summary("churn").pairs == 6 and found.summary("js_divergence").pairs == 2
+    assert bias.floor([DENSE]).networks == 1 and bias.floor([DENSE]).summary("cev") is None
     lonely = bias.audit(references=DENSE, candidates=PRUNED, floor=bias.floor([DENSE]), resamples=100)
     assert lonely.measures["cev"].floor is None and lonely.to_json()["floor"] is None
     with pytest.raises(UserError, match="b: labels differ from a"):
@@ -766,9 +767,10 @@ def test_floor_rows_come_back_as_they_were(tmp_path):
     for name, values in found.values.items():
         assert np.array_equal(again.values[name], values, equal_nan=True), name
         (summary,) = rows_without_seed(rows, name)
-        known = found.pairs(name)[np.isfinite(found.pairs(name))]
-        assert summary["value"] == pytest.approx(known.mean(), rel=1e-15)
-        assert (summary["low"], summary["high"]) == tuple(np.quantile(known, [0.025, 0.975]))
+        known = values[np.isfinite(values)]
+        mean = stats.gmean(known) if MEASURES[name].comparison == "ratio" else known.mean()
+        assert summary["value"] == pytest.approx(mean, rel=1e-12)
+        assert (summary["low"], summary["high"]) == (known.min(), known.max())
         assert (summary["unit"], summary["better"]) == (MEASURES[name].unit, MEASURES[name].better)
         pairs = [row for row in rows if row["measure"] == name and row.get("seed") is not None]
         assert len(pairs) == 12
@@ -845,7 +847,8 @@ def test_long_rows_agree_with_the_json(tmp_path):
         assert {row["measure"] for row in select(inside, kind="bias")} == set(MEASURES)
     for said in result["groups"]["per_class_within_group"]:
         own = select(rows, group=said["group"], **{"class": said["class"]})
-        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in quantities}
+        inside = {name for name in quantities if not name.endswith("_share")}  # what a class carries is of all groups
+        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in inside}
     with pytest.raises(ValueError):
         found.long_rows((4, 5))
 
@@ -922,9 +925,6 @@ BAD = {
         references=Predictions(ONES, ONES * 0), candidates=Predictions(ONES, ONES)
     ),
     "is no measure; known": lambda: bias.audit(references=DENSE, candidates=PRUNED, measures=["cve"]),
-    "do not exist|does not exist|not exist": lambda: bias.audit(
-        references=Predictions([0, 1], [0, 1]), candidates=Predictions([0, 1], [1, 0])
-    ),
     "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=100),
     "counts 1,000,000,000,003 examples": lambda: Predictions.from_confusion([[10**12, 1], [1, 1]]),
     "more than 2.53 are not exact": lambda: rates_from_confusion([[1e300, 1], [1, 1]]),
@@ -935,6 +935,18 @@ BAD = {
     "no networks for the floor": lambda: bias.floor([]),
     "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
+
+
+def test_a_reference_without_errors_leaves_the_rest_of_the_audit():
+    labels = np.arange(40) % 4
+    perfect = [Predictions(labels, labels, source=f"perfect {number}") for number in range(3)]
+    candidate = network(3, labels=labels, classes=4)
+    found = bias.audit(references=perfect[0], candidates=candidate, floor=bias.floor(perfect), resamples=100)
+    assert found.cev is found.sde is found.cev_interval is None and found.classes_used == 0
+    assert any(note.startswith("CEV and SDE do not exist: in it the reference makes no errors") for note in found.notes)
+    assert found.measures["accuracy"].value == (candidate.predictions == labels).mean()
+    record = found.measures["cev"].over_floor
+    assert record.verdict == "" and record.value is None and "no candidate has a value" in record.note
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -91,7 +91,8 @@ class Audit:
             ``classes_used``, which may be more where the trials have different references.
         class_names: in order.
         examples: N.
-        cev, sde: mean over trials; see ``cev_interval`` for what noise adds.
+        cev, sde: mean over trials; see ``cev_interval`` for what noise adds. None where no class of some reference has
+            errors of both kinds.
         cev_interval, sde_interval: for the values without sampling noise.
         published: cev and sde of rates averaged over trials first.
         trials: file, accuracy, cev, sde and classes_used of each candidate.
@@ -110,8 +111,8 @@ class Audit:
     classes_used: int
     class_names: tuple[str, ...]
     examples: int
-    cev: float
-    sde: float
+    cev: float | None
+    sde: float | None
     cev_interval: Interval | None
     sde_interval: Interval | None
     published: dict[str, float]
@@ -283,7 +284,7 @@ def audit(
         measures: registered ones, by name or with options; all of them by default. cev and sde are always there.
 
     Raises:
-        UserError: inputs that do not belong together; an unknown measure; no class with a relative change.
+        UserError: inputs that do not belong together; an unknown measure.
     """
     _refuse_draws(resamples, seed)
     references, candidates = paired_up(references, candidates, Predictions)
@@ -305,11 +306,6 @@ def audit(
     unit = "both" if len(pairs) > 1 else "examples"
     options = {"resamples": resamples, "seed": seed, "unit": unit, "level": level, "method": method}
     values = _values(pairs, chosen, floor=floor, names=names, **options)
-    if values["cev"].value is None:
-        raise UserError(
-            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
-            "and SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
-        )
     p_values, test = class_significance(pairs)
     per_class, has_change = _per_class(pairs, names, p_values, level, smoothing)
     used = int(has_change.all(0).sum())
@@ -324,6 +320,11 @@ def audit(
         own = next((each for each in candidates + references if each.groups is not None), None)
         groups, group_names = (own.groups, group_names or own.group_names) if own else (None, None)
     notes = []
+    if values["cev"].value is None:
+        notes.append(
+            f"CEV and SDE do not exist: in {'some trial' if len(pairs) > 1 else 'it'} the reference makes no errors of "
+            "both kinds in any class; take a larger test set, or add a pseudo-count (smoothing 0.5)"
+        )
     if not all(pair.paired for pair in pairs):
         notes.append(
             "a confusion matrix does not tell which examples two networks share: intervals take them as independent "

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.bias import MEASURES
 from pipeline.report.page import render
-from pipeline.report.words import NOTHING, number, span
+from pipeline.report.words import NOTHING, number, span, verdict_text, yardstick_text
 
 if TYPE_CHECKING:
     from pipeline.bias import Audit, Measure
 
 CLASS_COLUMNS = {
     "support": "support",
+    "missed_reference": "missed before",
+    "claimed_reference": "claimed before",
     "fnr_reference": "FNR before",
     "fnr": "after",
     "d_fnr": "change %",
     "fpr_reference": "FPR before",
     "fpr": "after",
     "d_fpr": "change %",
+    "cev_share": "share of CEV",
     "excess_accuracy_gap": "excess gap",
     "p_value": "p",
 }
@@ -62,7 +66,12 @@ def audit_page(
                 {"title": each.title, "value": each.value, "unit": each.unit, "better": each.better}
                 | {"interval": _range(each.interval), "floor": each.floor}
                 | {"floor_range": span(each.floor.low, each.floor.high) if each.floor else NOTHING}
+                | {
+                    "over_floor": yardstick_text(beside),
+                    "verdict": verdict_text(beside) or beside.get("note") or NOTHING,
+                }
                 for each in result.measures.values()
+                for beside in (asdict(each.over_floor) if each.over_floor else {},)
             ],
             "footnote": footnote,
             "left_out": ", ".join(result.left_out),
@@ -71,7 +80,7 @@ def audit_page(
             "group_columns": _group_columns(result),
             "group_significance": groups["significance"] if groups else "",
             "classes": classes,
-            "class_columns": CLASS_COLUMNS,
+            "class_columns": {key: name for key, name in CLASS_COLUMNS.items() if all(key in row for row in classes)},
             "significance": result.significance,
             "notes": result.notes,
         },

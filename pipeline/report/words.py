@@ -215,8 +215,8 @@ def _how_sure(judged: Sequence[Shown], lines: Sequence[Mapping], seeds: int) -> 
             for name, found in factors.items()
         ]
         said.append(
-            f"How much {seeds} seeds can say: half of the intervals over the floor reach to either side a factor of more "
-            f"than {listed(told)}. What is not shown to differ is not shown to be equal."
+            f"How much {seeds} seeds can say: half of the intervals over the floor reach to either side a factor of "
+            f"more than {listed(told)}. What is not shown to differ is not shown to be equal."
         )
     said.append(
         f"Each of these {many} verdicts is at 95 % for itself, not corrected for their number: without any effect "
@@ -233,7 +233,7 @@ def _carried(summary: Mapping[str, Any], comparing: Sequence[Shown], lines: Sequ
         names = [f"'{name}' ({count})" for name, count in scarce.items()]
         said.append(
             f"Classes in which some dense network makes fewer than {fewest} errors of a kind: {listed(names)}. One "
-            "error more or less there changes a rate by a large part; what such a class carries stands beside each value."
+            "error more or less there changes a rate by a large part; what such a class carries stands beside a value."
         )
     for shown in comparing:
         told = []
