@@ -350,8 +350,9 @@ def test_every_measure_of_every_cell_is_on_the_page(finished):
                 assert shown[5:] == ["–", "–"]
                 assert MEASURES[measure].over_trials or not MEASURES[measure].compares
             else:
-                ends = f"({number(beside['low'])} to {number(beside['high'])})"
-                assert shown[5:] == [f"{number(beside['value'])} {ends} {words.verdict_text(beside)}", "–"]
+                ends = "" if beside["low"] is None else f" ({number(beside['low'])} to {number(beside['high'])})"
+                told = f"{number(beside['value'])}{ends} {words.verdict_text(beside)}".rstrip()
+                assert shown[5:] == [told, "–"]
         assert {f"Linear CKA, {layer}" for layer in LAYERS} <= set(rows)
         assert rows["Latency over the dense network's, batch 1"][:2] == ["0.90", "0.8 to 0.95"]
 
