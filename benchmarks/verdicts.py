@@ -413,7 +413,7 @@ def given_the_test_set(settings: list[str], arguments, generator) -> None:
 
 
 def what_would_be_found(arguments, generator) -> None:
-    """Does an effect of the size `detectable` come out above in 80 of 100 studies? Do `seeds_needed` seeds settle it?"""
+    """Does an effect of the size `detectable` come out above in 80 of 100 studies? Do `seeds_needed` settle it?"""
     setting, population = SETTINGS["default"], Population(SETTINGS["default"])
     none = Case("floor", "no effect", Candidate(False, 0.0))
     some = [case for case in cases(setting) if case.word == "as far, factor 1.5"][0]

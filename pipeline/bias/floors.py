@@ -178,7 +178,7 @@ def _stacked(sums: Sequence[Sums]) -> Sums:
 
 
 def carried_by_class(measure: Measure, sums: Sequence[Sums]) -> np.ndarray | None:
-    """The share of the total of several values that each class adds, [C]; None where a measure is no sum over classes."""
+    """The share of the total of several values that each class adds, [C]; None where a measure is no sum."""
     added = measure.by_class(_stacked(sums))
     if added is None:
         return None

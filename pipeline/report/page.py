@@ -67,6 +67,7 @@ def study_page(
             "correlations": first,
             "more_correlations": rest,
             "speed_ups": _speed_ups(curves),
+            "reference_errors": [[str(cell) for cell in row.values()] for row in summary["reference_errors"]],
             "cells": [(_title(title), full_list(study, title)) for title in study.cells],
             "configuration": text,
         },

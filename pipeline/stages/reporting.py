@@ -88,7 +88,7 @@ class Report(Stage):
     floor, similar: what the dense networks show among each other.
     """
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     files: ClassVar[tuple[str, ...]] = report.FILES
     optional_files: ClassVar[tuple[str, ...]] = report.OPTIONAL_FILES
 
