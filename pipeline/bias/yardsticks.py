@@ -87,9 +87,14 @@ def over_floor(
 
     A seed whose candidate or whose floor does not exist takes no part, and ``note`` names it. With fewer than three
     dense networks there is no floor. A ratio needs values above 0.
+
+    Raises:
+        ValueError: another kind; a floor of another shape.
     """
     c, f = _scaled(values, kind), _scaled(floor, kind)
     numbers = list(range(len(c))) if seeds is None else list(seeds)
+    if f.shape != (len(c), len(c)):
+        raise ValueError(f"floor {f.shape} for {len(c)} candidates; give one of each reference by each candidate")
     np.fill_diagonal(f, np.nan)
     used, note = _usable(c, f, numbers, kind)
     if len(used) < FEWEST_NETWORKS:
@@ -152,7 +157,9 @@ def over_shared_floor(
         values: [K], candidates. floor: [T], the other dense networks; fewer than two make no floor.
     """
     c, f = _scaled(values, kind), _scaled(floor, kind)
-    note = _left_out([f"candidate {i + 1}" for i in np.flatnonzero(~np.isfinite(c))], kind)
+    without = [f"candidate {i + 1}" for i in np.flatnonzero(~np.isfinite(c))]
+    without += [f"network {i + 1} of the floor" for i in np.flatnonzero(~np.isfinite(f))]
+    note = _left_out(without, kind)
     c, f = c[np.isfinite(c)], f[np.isfinite(f)]
     if len(f) < FEWEST_NETWORKS - 1 or not len(c):
         fewer = (
