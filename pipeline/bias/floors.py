@@ -72,7 +72,7 @@ class Floors:
 
         The networks come in order of their first place as a reference.
         """
-        pairs = [row for row in select(rows, kind="floor") if row.get("seed") is not None]
+        pairs = [row for row in select(rows, kind="floor", layer=None) if row.get("seed") is not None]
         place = {seed: i for i, seed in enumerate(dict.fromkeys(row["reference_seed"] for row in pairs))}
         values = {}
         for (name,), of_measure in grouped(pairs, "measure").items():

@@ -87,22 +87,25 @@ def over_floor(
 
     A seed whose candidate or whose floor does not exist takes no part, and ``note`` names it. With fewer than three
     dense networks there is no floor. A ratio needs values above 0.
+
+    Raises:
+        ValueError: another kind; a floor of another shape.
     """
     c, f = _scaled(values, kind), _scaled(floor, kind)
     numbers = list(range(len(c))) if seeds is None else list(seeds)
+    if f.shape != (len(c), len(c)):
+        raise ValueError(f"floor {f.shape} for {len(c)} candidates; give one of each reference by each candidate")
     np.fill_diagonal(f, np.nan)
     used, note = _usable(c, f, numbers, kind)
     if len(used) < FEWEST_NETWORKS:
         fewer = f"no floor: it takes {FEWEST_NETWORKS} dense networks with values, and here are {len(used)}"
         return Yardstick(kind, margin, seeds=len(used), note="; ".join(filter(None, [fewer, note])))
-    c, f = c[used], f[np.ix_(used, used)]
-    estimate = float((c - np.nanmean(f, 1)).mean())
-    many = len(used)
-    left_out = np.empty(many)
-    for k in range(many):
-        rest = np.delete(np.arange(many), k)
-        left_out[k] = (c[rest] - np.nanmean(f[np.ix_(rest, rest)], 1)).mean()
-    error = float(np.sqrt((many - 1) / many * ((left_out - left_out.mean()) ** 2).sum()))
+    c, f, many = c[used], f[np.ix_(used, used)], len(used)
+    rows, columns = np.nansum(f, 1), np.nansum(f, 0)
+    estimate = float((c - rows / (many - 1)).mean())
+    # Without seed k the sums lose c_k, row k and column k: the left out statistics scatter as these do, over (S - 1).
+    left_out = c - (rows + columns) / (many - 2)
+    error = float(left_out.std(ddof=1) / np.sqrt(many))
     return _judged(kind, margin, better, estimate, error, freedom=many - 1, seeds=many, note=note)
 
 
@@ -154,7 +157,9 @@ def over_shared_floor(
         values: [K], candidates. floor: [T], the other dense networks; fewer than two make no floor.
     """
     c, f = _scaled(values, kind), _scaled(floor, kind)
-    note = _left_out([f"candidate {i + 1}" for i in np.flatnonzero(~np.isfinite(c))], kind)
+    without = [f"candidate {i + 1}" for i in np.flatnonzero(~np.isfinite(c))]
+    without += [f"network {i + 1} of the floor" for i in np.flatnonzero(~np.isfinite(f))]
+    note = _left_out(without, kind)
     c, f = c[np.isfinite(c)], f[np.isfinite(f)]
     if len(f) < FEWEST_NETWORKS - 1 or not len(c):
         fewer = (
@@ -220,7 +225,7 @@ def _judged(
     note: str,
 ) -> Yardstick:
     """Interval, verdict and power from an estimate and its standard error, on logarithms for a ratio."""
-    from scipy.special import stdtrit  # a tenth of a second to load
+    from scipy.special import nctdtrinc, stdtrit  # a tenth of a second to load
 
     back = np.exp if kind == "ratio" else float
     if error < 1e-12 * max(1.0, abs(estimate)):  # equal to the last digit: an interval would be sure of anything
@@ -249,12 +254,19 @@ def _judged(
         seeds=seeds,
         verdict=verdict,
         no_worse=no_worse,
-        detectable=float(back((quantile + stdtrit(freedom, POWER)) * error)),
+        detectable=float(back(nctdtrinc(freedom, 1 - POWER, quantile) * error / _shrinks(freedom))),
         seeds_needed=_seeds_needed(estimate, error * np.sqrt(seeds), seeds, reach)
         if verdict == "cannot tell"
         else None,
         note=note,
     )
+
+
+def _shrinks(freedom: float) -> float:
+    """By how much a standard deviation of few values falls short of the true one on average (c4 of normal values)."""
+    from scipy.special import gammaln
+
+    return float(np.sqrt(2 / freedom) * np.exp(gammaln((freedom + 1) / 2) - gammaln(freedom / 2)))
 
 
 def _seeds_needed(estimate: float, spread: float, seeds: int, reach: float | None) -> int | None:

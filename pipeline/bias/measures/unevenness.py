@@ -9,7 +9,6 @@ from scipy import sparse
 
 from pipeline.bias.measures.declared import MEASURES, Counts, DenseNetworks, Measure, Pair, Sums, once, one_hot
 from pipeline.bias.rates import cev_by_class, cev_of, changes_of, sde_by_class, sde_of
-from pipeline.predictions import Predictions
 
 
 @once
@@ -145,12 +144,8 @@ def _mean_errors(dense: DenseNetworks, count: int) -> Counts:
 
 
 @once
-def _alone(reference: Predictions) -> DenseNetworks:
-    return DenseNetworks((reference,))
-
-
 def _errors_beside_dense(pair: Pair) -> Counts:
-    return _errors(pair) | _mean_errors(pair.dense or _alone(pair.reference), pair.class_count)
+    return _errors(pair) | _mean_errors(pair.dense or DenseNetworks((pair.reference,)), pair.class_count)
 
 
 def _common_changes(sums: Sums, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
