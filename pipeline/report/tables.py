@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import statistics
 from pipeline.report.catalogue import Shown, catalogue, headline_of, registered
-from pipeline.report.words import NOTHING, beyond, notes, number, plus_minus, sentences, span
+from pipeline.report.words import NOTHING, beyond, claimed, notes, number, plus_minus, sentences, span
 from pipeline.similarities import SUMMARY_LAYER
 from pipeline.table import RUN, Row, grouped, write_long, write_rows
 
@@ -206,14 +206,17 @@ def class_rows(study: Study) -> list[Row]:
 # ---------------------------------------------------------------------------------------------- summary
 
 
-def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def summarise(
+    study: Study, counted: Mapping[str, Sequence[str]], claims: Sequence[statistics.Claim] = ()
+) -> dict[str, Any]:
     """What summary.json holds: one line per cell with mean and spread over seeds, the floor, and words.
 
     A cell is *clear of the floor* when each of its networks lies beyond the dense pairs, see `words.beyond`.
-    Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons.
+    Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons: of those
+    that were asked beforehand (``claims``), or of all others that are shown.
     """
     first = next(iter(study.audits.values()))
-    kinds = {shown.measure: shown.comparison for shown in study.shown if shown.kind == "bias"}
+    of_bias = [shown for shown in study.shown if shown.kind == "bias"]
     summary = {
         "study": study.name,
         "dataset": study.networks[0].run["dataset"],
@@ -226,12 +229,16 @@ def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, A
         },
         "lines": [_line(study, title) for title in study.cells],
         "comparisons": statistics.compare(
-            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None], kinds
+            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None],
+            {shown.measure: shown.comparison for shown in of_bias},
+            explored=[shown.measure for shown in of_bias if shown.headline],
+            claims=claims,
         ),
     }
     timed = any(shown.kind == "latency" for shown in study.shown)
     summary["notes"] = notes(summary, counted, timed=timed)
-    summary["sentences"] = sentences(summary, study.headline)
+    names = {shown.measure: shown.short for shown in of_bias}
+    summary["sentences"] = [*claimed(summary["comparisons"], names), *sentences(summary, study.headline)]
     summary["table"] = main_table(summary, study.headline)
     return summary
 
