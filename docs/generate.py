@@ -26,6 +26,7 @@ from pipeline.pruning import METHODS, SCHEDULES  # noqa: E402
 from pipeline.registry import Registry, options_of  # noqa: E402
 from pipeline.schema import Recovery, Study  # noqa: E402
 from pipeline.similarities import SIMILARITIES  # noqa: E402
+from pipeline.statistics import Claim, Place  # noqa: E402
 from pipeline.training import Fit  # noqa: E402
 
 WIDTH = 120
@@ -228,6 +229,10 @@ def recovery_options() -> str:
     return "\n".join(filter(None, parts))
 
 
+def claim_options() -> str:
+    return f"{option_table(Claim)}\n{option_table(Place, 'at.')}"
+
+
 def fit_options() -> str:
     return f"{option_table(Fit)}\n{option_table(Augmentation, 'augmentation.')}"
 
@@ -268,6 +273,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "options of all methods": options_of_all_methods,
     "pruning schedules": pruning_schedules,
     "study keys": study_keys,
+    "claim options": claim_options,
     "fit options": fit_options,
     "recovery options": recovery_options,
     "data options": data_options,

@@ -20,6 +20,7 @@ from pipeline.registry import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from pipeline.requirements import Requirement
     from pipeline.stage import Named, Stage
     from pipeline.store import Store
 
@@ -78,6 +79,13 @@ def parser() -> argparse.ArgumentParser:
     verb = add("show", "print the result table of the last report", "--config configs/mnist5k.yaml")
     _study_arguments(verb)
     verb.add_argument("--json", action="store_true", help="for machines")
+    auditing.add_requirements(verb, "cev_over_control<=1.5")
+    verb.add_argument(
+        "--cell",
+        metavar="NAME",
+        help="what --require is about, such as 'magnitude 0.9 + kd'; may hold * and ? (default: every cell that was "
+        "pruned)",
+    )
     verb = add("dashboard", "start TensorBoard on 127.0.0.1 for the results", "--port 6006")
     verb.add_argument(
         "--results", type=_path, default=Path("results"), help="folder of store and reports (default: %(default)s)"
@@ -146,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 3 if getattr(chosen, "require", None) else 0  # what nobody could read has not passed
     except OSError as error:
         print(f"error: {describe_os_error(error, getattr(chosen, 'results', Path()))}", file=sys.stderr)
         return 2
@@ -162,6 +170,7 @@ def study(chosen: argparse.Namespace) -> int:
     from pipeline import plan_notes
     from pipeline.store import Store
 
+    required = required_of(chosen) if chosen.verb == "show" else []
     console = Console()
     data_root = chosen.data or chosen.results / "data"
     store = Store(chosen.results)
@@ -173,7 +182,7 @@ def study(chosen: argparse.Namespace) -> int:
         and (noted := plan_notes.recall(noted_at, chosen.config, chosen.overrides, data_root))
     ):
         if chosen.verb in ("show", "plan"):
-            return look(chosen, console, store, noted.study, noted.stages)
+            return look(chosen, console, store, noted.study, noted.stages, required)
         if not missing(noted.stages[-1:], store):
             console.print(f"{noted.study}: nothing to compute, all results exist", highlight=False)
             return finish(console, store, noted.study, noted.report)
@@ -192,7 +201,7 @@ def study(chosen: argparse.Namespace) -> int:
     planned = plan.plan(settings, data_root)
     stages = in_order([planned.report])
     if chosen.verb in ("show", "plan"):
-        return look(chosen, console, store, settings.study, stages)
+        return look(chosen, console, store, settings.study, stages, required)
     targets = planned.targets(chosen.verb)
     if not executors.needed(targets, store):
         console.print(f"{settings.study}: nothing to compute, all results exist", highlight=False)
@@ -240,16 +249,45 @@ def finish(console: Console, store: Store, study: str, report: Named) -> int:
     return 0
 
 
-def look(chosen: argparse.Namespace, console: Console, store: Store, study: str, stages: Sequence[Named]) -> int:
+def required_of(chosen: argparse.Namespace) -> list[Requirement]:
+    """What the verb show is given with --require; refused before anything is looked at."""
+    if chosen.cell is not None and not chosen.require:
+        raise UserError("--cell: says what --require is about; give a requirement, such as --require 'accuracy>=0.9'")
+    if not chosen.require:
+        return []
+    from pipeline import requirements
+    from pipeline.bias import MEASURES
+
+    return requirements.read(chosen.require, MEASURES)
+
+
+def look(
+    chosen: argparse.Namespace,
+    console: Console,
+    store: Store,
+    study: str,
+    stages: Sequence[Named],
+    required: Sequence[Requirement],
+) -> int:
     """The verbs that compute nothing: plan and show."""
     from pipeline import publication
 
     if chosen.verb == "show":
         published = publication.report_folder(store.root, study)
-        publication.show(published, console, as_json=chosen.json)
-        if publication.read_listing(published)["key"] != stages[-1].key:
-            print("this report was made with other settings than those given now; run makes theirs", file=sys.stderr)
-        return 0
+        summary, gate = publication.read_summary(published), None
+        current = publication.read_listing(published)["key"] == stages[-1].key
+        other = "this report was made with other settings than those given now; run makes theirs"
+        if required:
+            from pipeline import requirements
+            from pipeline.table import read_long
+
+            if not current:
+                raise UserError(f"{published}: {other}, and nothing can be required of it")
+            gate = requirements.of_study(required, summary, read_long(published / "rows.csv"), chosen.cell)
+        publication.show(published, console, as_json=chosen.json, gate=gate)
+        if not current:
+            print(other, file=sys.stderr)
+        return gate.status if gate else 0
     lines = [_plan_line(stage, store) for stage in stages]
     if chosen.json:
         print(json.dumps(lines, indent=1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import bias
+from pipeline import bias, requirements
 from pipeline.bias import Audit
 from pipeline.files import write_atomically
 from pipeline.predictions import Predictions, read, read_groups
@@ -72,6 +72,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("omit", "error"),
         default="omit",
         help="what to do with such classes (default: %(default)s)",
+    )
+    add_requirements(parser, "cev_over_floor=no_worse")
+
+
+def add_requirements(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds the option --require to a verb."""
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        metavar="REQUIREMENT",
+        help=f"such as 'worst_recall>=0.8' or '{example}'; exit status 3 unless 95 %% intervals show that all are met",
     )
 
 
@@ -167,11 +179,12 @@ def _understood(named: Sequence[tuple[str, Answers]], labels: np.ndarray | None)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs the verb: prints a summary, writes what was asked for, returns 0.
+    """Runs the verb: prints a summary, writes what was asked for; returns 0, or 3 where a requirement is not met.
 
     Raises:
-        UserError: a file that cannot be read, or files that do not belong together.
+        UserError: a requirement or a file that cannot be read, or files that do not belong together.
     """
+    required = requirements.read(arguments.require, bias.MEASURES, yardsticks=["floor"])
     result = audit(
         reference=arguments.reference,
         candidates=arguments.candidate,
@@ -184,16 +197,36 @@ def main(arguments: argparse.Namespace) -> int:
         undefined=arguments.undefined,
     )
     reference = ", ".join(str(Path(one)) for one in arguments.reference)
-    text = json.dumps({"reference": reference, **result.to_json()}, indent=2, allow_nan=False, ensure_ascii=False)
+    gate = requirements.gate(required, {names_of(result): measured(result)})
+    content = {"reference": reference, **result.to_json(), **({"gate": gate.to_json()} if required else {})}
+    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
     if arguments.json == "-":
         sys.stdout.write(text + "\n")
     else:
         show(result, reference)
         if arguments.json:
             _write(arguments.json, text + "\n")
+    gate.tell(sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.html:
         _write(arguments.html, page(result, reference))
-    return 0
+    return gate.status
+
+
+def names_of(result: Audit) -> str:
+    """The names of the candidates' files."""
+    return ", ".join(trial["file"] for trial in result.trials)
+
+
+def measured(result: Audit) -> dict[str, dict[str, Any] | None]:
+    """What requirements may be about: each measure, and its ratio to the floor; see `pipeline.requirements.judge`."""
+    found: dict[str, dict[str, Any] | None] = {name: {"note": reason} for name, reason in result.left_out.items()}
+    few = "" if result.floor_networks else "there is no floor; give more dense networks with --reference-trials"
+    for name, each in result.measures.items():
+        ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
+        found[name] = {"value": each.value, **ends}
+        beside = getattr(each, "over_floor", None)
+        found[f"{name}_over_floor"] = asdict(beside) if beside else {"note": few}
+    return found
 
 
 def _write(path: str, text: str) -> None:
@@ -313,8 +346,7 @@ def show(result: Audit, reference: str) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    names = ", ".join(trial["file"] for trial in result.trials)
-    console.print(Text(f"{names}  against  {reference}", style="bold"))
+    console.print(Text(f"{names_of(result)}  against  {reference}", style="bold"))
     console.print(
         Text(f"CEV {number(result.cev)}   SDE {number(result.sde)}   ", style="bold cyan")
         + Text(f"{classes_used(result)}, {result.examples:,} examples, {counted(len(result.trials), 'trial')}")
@@ -375,7 +407,7 @@ def page(result: Audit, reference: str) -> str:
     return audit_page(
         result,
         reference=reference,
-        candidates=", ".join(trial["file"] for trial in result.trials),
+        candidates=names_of(result),
         lead=sentence(result),
         rests_on=" · ".join([*rests_on, counted(len(result.trials), "trial")]),
         footnote=footnote(result),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import models, pruning, recovery, yamlfile
-from pipeline.registry import WRONG, Mistakes, listed, made, options_of, read_fields, read_options, shown
+from pipeline.registry import WRONG, Mistakes, listed, made, nearest, options_of, read_fields, read_options, shown
 from pipeline.schema import LONGEST_TITLE, RESERVED, Pruning, Recovery, Reference, Study
+from pipeline.statistics import Claim
 from pipeline.training import Fit
 
 
@@ -52,6 +53,8 @@ def parse(content: Mapping[str, Any]) -> Study:
         )
     if not len(mistakes):
         _check_schedules(chosen["prunings"], chosen["recoveries"], chosen["train"], bool(budgets), mistakes)
+        sparsities = found.get("sparsities", defaults["sparsities"])
+        _check_claims(found.get("claims", ()), chosen["prunings"], sparsities, chosen["recoveries"], mistakes)
     mistakes.tell()
     return Study(**found, resolved=_filled(content, defaults))
 
@@ -209,3 +212,37 @@ def _check_schedules(
                 f"'{title}' goes back to epoch {schedule.epoch}, but training has only {train.epochs}; give "
                 "schedule.epoch less than train.epochs",
             )
+
+
+def _check_claims(
+    claims: Sequence[Claim],
+    prunings: Sequence[Pruning],
+    sparsities: Sequence[float],
+    recoveries: Sequence[Recovery],
+    mistakes: Mistakes,
+) -> None:
+    """Notes claims that name what the study does not have, or that ask the same again."""
+    dense, untrained = RESERVED["prunings"], RESERVED["recoveries"]
+    asked: dict[tuple, int] = {}
+    for number, claim in enumerate(claims):
+        where, at = f"claims.{number}", claim.at
+        titles = [dense, *(one.called() for one in prunings)]
+        if at.pruning not in titles:
+            said = f"{shown(at.pruning)} is no pruning of this study; {nearest(at.pruning, titles)}"
+            mistakes.add(f"{where}.at.pruning", said)
+        elif at.sparsity not in (there := (0.0,) if at.pruning == dense else sparsities):
+            known = f"known of {at.pruning}: {', '.join(f'{one:g}' for one in there) or 'none'}"
+            mistakes.add(f"{where}.at.sparsity", f"{at.sparsity:g} is no sparsity of this study; {known}")
+        names = [one.called() for one in recoveries if one.losses or at.pruning != dense]
+        for key in ("first", "second"):
+            name = getattr(claim, key)
+            if name == untrained and at.pruning == dense:
+                said = "the dense networks without recovery are what the others are measured against; name two others"
+                mistakes.add(f"{where}.{key}", said)
+            elif name not in names:
+                mistakes.add(f"{where}.{key}", f"{shown(name)} is no recovery of this study; {nearest(name, names)}")
+        if claim.first == claim.second:
+            mistakes.add(f"{where}.second", f"{shown(claim.second)} is compared with itself; name another recovery")
+        same = (claim.measure, at, frozenset((claim.first, claim.second)))
+        if asked.setdefault(same, number) != number:
+            mistakes.add(where, f"asks the same as claims.{asked[same]}; leave one of them out")

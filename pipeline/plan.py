@@ -112,6 +112,7 @@ def plan(study: Study, data_root: Path) -> Plan:
         similar=pairs,
         cells=tuple(cells),
         correlate=correlate,
+        claims=study.claims,
         configuration=OmegaConf.to_yaml(
             OmegaConf.create({key: value for key, value in study.resolved.items() if key not in EXECUTION})
         ),

@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.files import inside, is_plain, read_json, remove_debris, sha256_of, write_atomically, written_aside
 from pipeline.registry import UserError
 from pipeline.stage import Named
 from pipeline.store import Manifest, Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.requirements import Gate
 
 LISTING = "report.json"
 EVENTS = "tensorboard"  # the report's files below this folder go to the dashboard's
@@ -101,29 +108,43 @@ def read_listing(folder: Path) -> dict[str, object]:
         return {"key": "", "contents": "", "files": []}
 
 
-def show(published: Path, console, *, as_json: bool) -> None:
-    """Prints the table and the sentences of a published report.
+def read_summary(published: Path) -> dict[str, Any]:
+    """What summary.json of a published report holds.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or nothing that could be shown.
     """
     from pipeline.report.terminal import terminal_table
 
     try:
         summary = read_json(published / "summary.json")
-        printed = terminal_table(summary)
-        sentences = [str(sentence) for sentence in summary["sentences"]]
+        terminal_table(summary)
+        summary["sentences"] = [str(sentence) for sentence in summary["sentences"]]
     except FileNotFoundError:
         raise UserError(f"{published}: no report to show (there is none yet); make it with the verb run") from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{published}: no report to show (damaged, or of an earlier version: {error}); make it with the verb run"
         ) from None
+    return summary
+
+
+def show(published: Path, console: Console, *, as_json: bool, gate: Gate | None = None) -> None:
+    """Prints the table and the sentences of a published report, or its summary as JSON; and what a gate found.
+
+    Raises:
+        UserError: as `read_summary`.
+    """
+    from pipeline.report.terminal import terminal_table
+
+    summary = read_summary(published)
     if as_json:
-        print(json.dumps(summary, indent=1))
-        return
-    if not console.is_terminal:
-        console.width = max(console.width, 180)  # a log file has no edge
-    console.print(printed)
-    for sentence in sentences:
-        console.print(sentence, highlight=False, markup=False)
+        print(json.dumps(summary if gate is None else {**summary, "gate": gate.to_json()}, indent=1))
+    else:
+        if not console.is_terminal:
+            console.width = max(console.width, 180)  # a log file has no edge
+        console.print(terminal_table(summary))
+        for sentence in summary["sentences"]:
+            console.print(sentence, highlight=False, markup=False)
+    if gate:
+        gate.tell(sys.stderr if as_json else console.file)

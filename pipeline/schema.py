@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline import distillation, models, pruning, recovery
+from pipeline import bias, distillation, models, pruning, recovery
 from pipeline.data import DATASETS, Data
 from pipeline.registry import (
     NO_OPTION,
@@ -25,8 +25,10 @@ from pipeline.registry import (
     options,
     options_of,
     read,
+    read_options,
     shown,
 )
+from pipeline.statistics import Claim
 from pipeline.training import Fit
 
 # Keys that say where and with what a study runs, not what it is.
@@ -117,6 +119,16 @@ def _data(value: Any, where: str, mistakes: Mistakes) -> Data:
 
 def _pruning(value: Any, where: str, mistakes: Mistakes) -> Pruning:
     return _beside(Pruning, "method", pruning.METHODS, value, where, mistakes)
+
+
+def _claims(value: Any, where: str, mistakes: Mistakes) -> tuple[Claim, ...]:
+    found = [read_options(Claim, part, place, mistakes) for place, part in listed(value, where)]
+    by_seed = [name for name in bias.MEASURES if not bias.MEASURES[name].over_trials]
+    for (place, _), claim in zip(listed(value, where), found, strict=True):
+        if claim is not WRONG and claim.measure not in by_seed:
+            said = "is of all networks together" if claim.measure in bias.MEASURES else "is no measure of bias"
+            mistakes.add(f"{place}.measure", f"{shown(claim.measure)} {said}; {nearest(claim.measure, by_seed)}")
+    return WRONG if WRONG in found else tuple(found)
 
 
 def _losses(value: Any, where: str, mistakes: Mistakes) -> tuple[distillation.Loss, ...]:
@@ -310,6 +322,13 @@ class Study:
         tuple[int, ...],
         Field(description="epochs of recovery: every recovery runs with each, and the report gives speed-ups"),
         Reads(_budgets, "a list of epochs, each from 1 to 100000"),
+    ] = ()
+    claims: Annotated[
+        tuple[Claim, ...],
+        Field(
+            description="comparisons of two recoveries asked beforehand: corrected among themselves, they lead the page"
+        ),
+        Reads(_claims, "a list of {measure, first, second, at: {pruning, sparsity}}"),
     ] = ()
     resamples: Annotated[int, Field(description="bootstrap resamples behind each interval", ge=100, le=10_000_000)] = (
         2000

@@ -4,58 +4,102 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from pipeline.table import Row, grouped
+from pipeline.registry import options
+from pipeline.table import Row
 
 COMPARISONS = ("ratio", "difference")
+# What is corrected together: what a study asked beforehand, and everything else that it shows.
+FAMILIES = ("declared", "exploratory")
+LEVEL = 0.05  # of false findings in a family
 
 
-def compare(rows: Iterable[Row], comparisons: Mapping[str, str]) -> list[Row]:
-    """Every two recoveries of the same pruning and sparsity, in every measure.
+@options
+class Place:
+    """A pruning at a sparsity; the dense networks at sparsity 0."""
 
-    Seeds are paired: a ratio by a paired t test on logarithms, a difference by one on the values. The p of a measure
-    are corrected together, over all of its comparisons in the study (Holm 1979).
+    pruning: Annotated[str, Field(description="the title of a pruning of the study, or dense")]
+    sparsity: Annotated[float, Field(description="one of its sparsities; 0 for dense", ge=0, lt=1)]
+
+
+@options
+class Claim:
+    """A comparison of two recoveries that a study asks beforehand."""
+
+    measure: Annotated[str, Field(description="a measure of bias that single networks have")]
+    first: Annotated[str, Field(description="the title of a recovery of the study")]
+    second: Annotated[str, Field(description="that of the recovery that it is compared with")]
+    at: Annotated[Place, Field(description="the pruning and the sparsity at which they are compared")]
+
+
+def compare(
+    rows: Iterable[Row], kinds: Mapping[str, str], *, explored: Sequence[str], claims: Sequence[Claim] = ()
+) -> list[Row]:
+    """The comparisons that were declared, then every other two recoveries of the same pruning and sparsity.
+
+    Seeds are paired: a ratio by a paired t test on logarithms, a difference by one on the values. The p of the declared
+    comparisons are corrected together, and so are those of all others, over all measures (Holm 1979).
 
     Args:
         rows: of the long table, one per network and measure: pruning, sparsity_asked, recovery, seed, measure, value.
-            Rows without seed (of several networks together) and networks without recovery take no part: that recovery
-            changes them needs no test.
-        comparisons: measure -> ``"ratio"`` or ``"difference"``; one that it does not name is compared as a difference.
+            Rows without seed (of several networks together) take no part, nor do, but in a claim, networks without
+            recovery: that recovery changes them needs no test.
+        kinds: measure -> ``"ratio"`` or ``"difference"``; one that it does not name is compared as a difference.
+        explored: the measures of the second family.
+        claims: the first family.
 
     Returns:
-        One row per measure, place and pair: ``value`` (geometric mean ratio, or mean difference, of ``first`` over
-        ``second``), ``low`` and ``high`` (95 percent t interval over seeds, of this comparison alone), ``p``
-        (two-sided), ``p_corrected``, ``seeds``. None where fewer than two seeds have both values, where a ratio would
-        need the logarithm of 0, or, but for the value, where all seeds differ by the same amount.
+        One row per comparison: pruning, sparsity, measure, kind, first, second; ``value`` (geometric mean ratio, or
+        mean difference, of ``first`` over ``second``), ``low`` and ``high`` (95 percent t interval over seeds, of this
+        comparison alone), ``p`` (two-sided), ``seeds``; ``family`` (declared, exploratory), ``family_size`` (its number
+        of tests), ``p_corrected`` in it, and ``verdict``: ``first`` is higher or lower than ``second`` (p_corrected
+        below 0.05), else cannot tell. None where fewer than two seeds have both values, where a ratio would need the
+        logarithm of 0, or, but for the value, where all seeds differ by the same amount: these are no tests.
 
     Raises:
         ValueError: another word than ratio or difference.
     """
-    usable = [row for row in rows if row.get("seed") is not None and row["recovery"] != "none"]
-    found = []
-    for (measure,), of_measure in grouped(usable, "measure").items():
-        kind = comparisons.get(measure, "difference")
-        compared = []
-        for (pruning, sparsity), place in grouped(of_measure, "pruning", "sparsity_asked").items():
-            recoveries = {
-                name: {row["seed"]: row["value"] for row in runs}
-                for (name,), runs in grouped(place, "recovery").items()
-            }
-            for second, first in combinations(recoveries, 2):  # the later named one over the earlier named one
-                seeds = sorted(recoveries[first].keys() & recoveries[second].keys())
-                pairs = [(recoveries[first][seed], recoveries[second][seed]) for seed in seeds]
-                compared.append(
-                    {"pruning": pruning, "sparsity": sparsity, "measure": measure, "kind": kind}
-                    | {"first": first, "second": second}
-                    | paired([pair for pair in pairs if None not in pair], kind)
-                )
-        known = [row for row in compared if row["p"] is not None]
-        for row, p in zip(known, holm([row["p"] for row in known]), strict=True):
-            row["p_corrected"] = float(p)
-        found += compared
-    return found
+    places: dict[tuple[str, str, float], dict[str, dict[int, float | None]]] = {}
+    for row in rows:
+        if row.get("seed") is not None:
+            recoveries = places.setdefault((row["measure"], row["pruning"], row["sparsity_asked"]), {})
+            recoveries.setdefault(row["recovery"], {})[row["seed"]] = row["value"]
+
+    def compared(measure: str, pruning: str, sparsity: float, first: str, second: str) -> Row:
+        kind, recoveries = kinds.get(measure, "difference"), places.get((measure, pruning, sparsity), {})
+        ours, theirs = (recoveries.get(name, {}) for name in (first, second))
+        pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+        row = {"pruning": pruning, "sparsity": sparsity, "measure": measure, "kind": kind}
+        row |= {"first": first, "second": second}
+        return row | paired([pair for pair in pairs if None not in pair], kind)
+
+    asked = [(one.measure, one.at.pruning, one.at.sparsity, one.first, one.second) for one in claims]
+    declared = {(*each[:3], frozenset(each[3:])) for each in asked}
+    others = [
+        (*place, first, second)  # the later named one over the earlier named one
+        for measure in explored
+        for place, recoveries in places.items()
+        if place[0] == measure
+        for second, first in combinations([name for name in recoveries if name != "none"], 2)
+        if (*place, frozenset((first, second))) not in declared
+    ]
+    families = ([compared(*each) for each in family] for family in (asked, others))
+    return [row for name, family in zip(FAMILIES, families, strict=True) for row in _corrected(family, name)]
+
+
+def _corrected(family: Sequence[Row], name: str) -> list[Row]:
+    """The rows of a family with what follows from the correction for its number of tests."""
+    found = [row | {"family": name, "p_corrected": None, "verdict": "cannot tell"} for row in family]
+    tests = [row for row in found if row["p"] is not None]
+    for row, p in zip(tests, holm([row["p"] for row in tests]), strict=True):
+        row["p_corrected"] = float(p)
+        if p < LEVEL:
+            row["verdict"] = "higher" if row["value"] > (1 if row["kind"] == "ratio" else 0) else "lower"
+    return [row | {"family_size": len(tests)} for row in found]
 
 
 def paired(pairs: Sequence[tuple[float, float]], kind: str) -> Row:
@@ -64,7 +108,7 @@ def paired(pairs: Sequence[tuple[float, float]], kind: str) -> Row:
 
     if kind not in COMPARISONS:
         raise ValueError(f"'{kind}' is no way to compare; one of {', '.join(COMPARISONS)}")
-    row: Row = dict.fromkeys(("value", "low", "high", "p", "p_corrected")) | {"seeds": len(pairs)}
+    row: Row = dict.fromkeys(("value", "low", "high", "p")) | {"seeds": len(pairs)}
     values = np.array(pairs, dtype=float).reshape(-1, 2)
     if len(values) < 2 or (kind == "ratio" and values.min() <= 0):
         return row

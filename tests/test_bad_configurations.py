@@ -22,6 +22,7 @@ from pipeline.data import DATASETS, Augmentation
 from pipeline.distillation import LOSSES
 from pipeline.registry import UserError, options_of
 from pipeline.schema import Recovery, Study
+from pipeline.statistics import Claim
 from pipeline.training import Fit
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,8 @@ def sections():
     yield ("recoveries", 0, "teachers", 0, "train"), Fit, {}
     for name in recovery.STARTS:
         yield ("recoveries", 0, "start"), recovery.STARTS[name], {"name": name}
+    place = {"pruning": "magnitude", "sparsity": 0.8}
+    yield ("claims", 0), Claim, {"measure": "cev", "first": "kd", "second": "none", "at": place}
     yield (), Study, {}
 
 

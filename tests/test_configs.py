@@ -14,6 +14,7 @@ from pipeline.recovery import MIXTURES, SELECTIONS, STARTS, UPDATES
 from pipeline.registry import UserError, options_of
 from pipeline.schema import Pruning, Recovery, Reference, Study
 from pipeline.stage import in_order
+from pipeline.statistics import Claim, Place
 from pipeline.training import Fit
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -39,7 +40,7 @@ def test_every_option_is_described():
     """What documentation is made of."""
     registries = (DATASETS, LOSSES, METHODS, SCHEDULES, STARTS, SELECTIONS, MIXTURES, UPDATES)
     classes = [registry[name] for registry in registries for name in registry]
-    classes += [Study, Recovery, Pruning, Reference, Fit, Augmentation]
+    classes += [Study, Recovery, Pruning, Reference, Fit, Augmentation, Claim, Place]
     missing = [
         f"{cls.__name__}.{option.name}"
         for cls in classes
@@ -196,3 +197,76 @@ def test_a_merge_key_that_is_plain_is_read(tmp_path):
         "study: s\ndata: {name: synthetic}\nnetwork: resnet8\ntrain: &shared {epochs: 3}\nrecover: {<<: *shared}\n"
     )
     assert config.load(tmp_path / "study.yaml").recover.epochs == 3
+
+
+# Claims
+
+CLAIM = "{measure: cev, first: kd, second: none, at: {pruning: magnitude, sparsity: 0.8}}"
+
+
+def claiming(*claims, **studied):
+    """The small study with two recoveries that train, two prunings, and these claims."""
+    told = {"prunings": "[magnitude,{name: channels, title: narrow}]", "recoveries": "[none,finetune,kd]", **studied}
+    return config.load(SMOKE, [*(f"{key}={value}" for key, value in told.items()), f"claims=[{','.join(claims)}]"])
+
+
+def test_claims_are_read_and_change_the_key_of_the_report_alone(tmp_path):
+    dense = "{measure: worst_recall, first: finetune, second: kd, at: {pruning: dense, sparsity: 0}}"
+    study, plain = claiming(CLAIM, dense), claiming()
+    assert study.claims == (
+        Claim(measure="cev", first="kd", second="none", at=Place(pruning="magnitude", sparsity=0.8)),
+        Claim(measure="worst_recall", first="finetune", second="kd", at=Place(pruning="dense", sparsity=0.0)),
+    )
+    assert plain.claims == () and plain.resolved["claims"] == [] and len(study.resolved["claims"]) == 2
+    ours, theirs = (make_plan(one, tmp_path) for one in (study, plain))
+    assert ours.report.claims == study.claims
+    keys, others = ({stage.key for stage in in_order([plan.report])} for plan in (ours, theirs))
+    assert keys - others == {ours.report.key} and others - keys == {theirs.report.key}
+
+
+def test_claims_name_recoveries_as_budgets_call_them():
+    claim = CLAIM.replace("kd", "'kd, 2 epochs'").replace("second: none", "second: 'finetune, 1 epochs'")
+    assert claiming(claim, budgets="[1,2]").claims[0].first == "kd, 2 epochs"
+    with pytest.raises(UserError, match="^claims.0.first: 'kd' is no recovery of this study; known: .*kd, 2 epochs"):
+        claiming(CLAIM, budgets="[1,2]")
+
+
+@pytest.mark.parametrize(
+    "old,new,message",
+    [
+        ("cev", "cevs", r"^claims.0.measure: 'cevs' is no measure of bias; known: .*; did you mean 'cev'\?$"),
+        ("cev", "cka", r"^claims.0.measure: 'cka' is no measure of bias; known: "),
+        ("cev", "pie", r"^claims.0.measure: 'pie' is of all networks together; known: "),
+        ("cev", "3", r"^claims.0.measure: '3' is no measure"),
+        ("first: kd", "first: KD", r"^claims.0.first: 'KD' is no recovery of this study; known: finetune, kd, none"),
+        ("second: none", "second: fine", r"^claims.0.second: 'fine' is no recovery of .*did you mean 'finetune'\?$"),
+        ("second: none", "second: kd", r"^claims.0.second: 'kd' is compared with itself; name another recovery$"),
+        ("magnitude", "magnitud", r"^claims.0.at.pruning: 'magnitud' is no pruning .*did you mean 'magnitude'\?$"),
+        ("magnitude", "channels", r"^claims.0.at.pruning: 'channels' is no pruning .*known: dense, magnitude, narrow"),
+        ("0.8", "0.9", r"^claims.0.at.sparsity: 0.9 is no sparsity of this study; known of magnitude: 0.8$"),
+        ("0.8", "0", r"^claims.0.at.sparsity: 0 is no sparsity of this study; known of magnitude: 0.8$"),
+        ("0.8", "1.5", r"^claims.0.at.sparsity: 1.5 is refused; give a number, 0 or more and below 1$"),
+        ("0.8", "high", r"^claims.0.at.sparsity: 'high' is refused"),
+        ("magnitude", "dense", r"^claims.0.at.sparsity: 0.8 is no sparsity of this study; known of dense: 0\n.*second"),
+        (
+            "magnitude, sparsity: 0.8",
+            "dense, sparsity: 0",
+            r"^claims.0.second: the dense networks without recovery are what the others are measured against; name",
+        ),
+        (
+            "measure",
+            "measur",
+            r"^claims.0.measur: unknown option; .*'measure'\?\nclaims.0.measure: missing; give text$",
+        ),
+        (CLAIM, "cev", r"^claims.0: 'cev' is not a mapping of options; known: at, first, measure, second$"),
+        (CLAIM, f"{CLAIM},{CLAIM}", r"^claims.1: asks the same as claims.0; leave one of them out$"),
+        (
+            CLAIM,
+            f"{CLAIM},{CLAIM.replace('kd', 'x').replace('none', 'kd').replace('x', 'none')}",
+            r"^claims.1: asks the same as claims.0; leave one of them out$",
+        ),
+    ],
+)
+def test_a_claim_that_names_no_cell_is_refused_with_what_there_is(old, new, message):
+    with pytest.raises(UserError, match=message):
+        claiming(CLAIM.replace(old, new, 1))

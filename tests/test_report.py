@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from pipeline import bias, report
 from pipeline.bias import MEASURES, Measure
@@ -24,7 +25,7 @@ from pipeline.report import catalogue, words
 from pipeline.report.figures import plain
 from pipeline.report.words import number
 from pipeline.similarities import SUMMARY_LAYER
-from pipeline.statistics import compare
+from pipeline.statistics import Claim, Place, compare
 from pipeline.table import RUN, measured, read_long, select
 
 LAYERS = (SUMMARY_LAYER, "block1", "embedding")
@@ -635,22 +636,97 @@ def test_classes_left_out_are_said():
     assert "down to 2 of 4 classes are used in every seed" in words.sentences(summary, [])[0]
 
 
-def compared(values):
+def compared(values, claims=()):
     """Sentences on one place; ``values``: recovery -> CEV per seed."""
     rows = [
-        measured("bias", "cev", cev, pruning="magnitude", sparsity_asked=0.9, recovery=recovery, seed=seed)
+        measured("bias", name, value, pruning="magnitude", sparsity_asked=0.9, recovery=recovery, seed=seed)
         for recovery, cevs in values.items()
         for seed, cev in enumerate(cevs)
+        for name, value in (("cev", cev), ("accuracy", 0.9 - cev / 1e5))
     ]
-    return words.compared(compare(rows, {"cev": "ratio"}), {"cev": "CEV"})
+    explored = ["cev", "accuracy"] if claims else ["cev"]
+    found = compare(rows, {"cev": "ratio"}, explored=explored, claims=claims)
+    names = {"cev": "CEV", "accuracy": "accuracy"}
+    return [*words.claimed(found, names), *words.compared(found, names)]
+
+
+APART = {"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]}
+ALIKE = {"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]}
+THREE = {"finetune": [1000.0, 300.0, 2000.0], "kd": [900.0, 410.0, 1500.0], "at": [80.0, 29.0, 190.0]}
+KD = Claim("cev", "kd", "finetune", Place("magnitude", 0.9))
 
 
 def test_the_sentences_say_what_stands_and_what_chance_would_give():
-    said = compared({"finetune": [1000.0, 1100.0, 900.0, 1000.0], "kd": [100.0, 111.0, 89.0, 101.0]})
-    assert said[0].startswith(
+    (said,) = compared(APART)
+    assert said.startswith(
         "At magnitude 0.9, the CEV of 'kd' is 0.1 times that of 'finetune' (95 % interval over 4 seeds"
     )
-    assert said[0].endswith("; p below 0.001).") and "corrected" not in said[0]  # there was but one comparison
-    said = compared({"finetune": [1000.0, 300.0, 2000.0, 700.0], "kd": [900.0, 400.0, 1500.0, 900.0]})
-    assert said[0].startswith("CEV: the seeds' spread hides any difference")
+    assert said.endswith("; p below 0.001).") and "corrected" not in said  # there was but one comparison
+    *found, count, still = compared(THREE)
+    assert len(found) == 2 and all("when corrected for 3 exploratory comparisons" in each for each in found)
+    ratio = number(stats.gmean(np.divide(THREE["at"], THREE["finetune"])))
+    assert found[0].startswith(f"At magnitude 0.9, the CEV of 'at' is {ratio} times that of 'finetune' (95 % interval")
+    assert count == (
+        "Exploratory: of 3 comparisons of two recoveries in CEV that nobody declared beforehand, corrected together "
+        "(Holm), 2 stand. Without the correction 2 would pass, where chance alone gives about 0.15."
+    )
+    assert still.startswith("The seeds do not show a difference in the other 1 of them, nor that there is none: the")
     assert compared({"finetune": [1000.0], "kd": [100.0]}) == []
+
+
+def test_where_nothing_is_found_it_is_said_what_stays_possible():
+    (said,) = compared(ALIKE)
+    differences = np.subtract(*(np.log(ALIKE[name]) for name in ("kd", "finetune")))
+    ends = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert said == (
+        "The seeds do not show a difference in the one comparison, nor that there is none: the widest 95 % interval of "
+        f"each measure still allows {number(np.exp(ends.low))} to {number(np.exp(ends.high))} times (CEV of 'kd' over "
+        "'finetune' at magnitude 0.9)."
+    )
+
+
+def test_declared_comparisons_are_told_apart_with_interval_and_verdict():
+    said = compared(APART, [KD])
+    assert said[0].startswith("Declared: at magnitude 0.9, the CEV of 'kd' is lower than that of 'finetune': 0.1 times")
+    assert "(95 % interval over 4 seeds" in said[0] and "corrected" not in said[0]
+    assert said[1].startswith("At magnitude 0.9, the accuracy of 'kd' is that of 'finetune' plus 0.009 (95 %")
+    said = compared(ALIKE, [KD])
+    test = stats.ttest_rel(np.log(ALIKE["kd"]), np.log(ALIKE["finetune"]))
+    ratio = number(stats.gmean(np.divide(ALIKE["kd"], ALIKE["finetune"])))
+    assert said[0].startswith(
+        "Declared: at magnitude 0.9, 4 seeds cannot tell whether the CEV of 'kd' is higher or lower than that of "
+        f"'finetune': {ratio} times (95 % interval over 4 seeds"
+    )
+    assert "still allows -0.00" in said[1] and "(accuracy of 'kd' less that of 'finetune' at magnitude 0.9)" in said[1]
+    both = compared(ALIKE, [KD, Claim("worst_recall", "kd", "finetune", Place("magnitude", 0.9))])
+    assert both[1] == (
+        "Declared: at magnitude 0.9, cannot tell whether the worst_recall of 'kd' is higher or lower than that of "
+        "'finetune': fewer than two seeds have both values."
+    )
+    assert f"; p {test.pvalue:.2g})" in both[0], "what cannot be tested is no test to correct for"
+    same = {"finetune": [10.0, 20.0], "kd": [20.0, 40.0], "at": [0.0, 1.0]}
+    assert compared(same, [KD])[0].endswith("all seeds differ by the same amount.")
+    zero = Claim("cev", "at", "finetune", Place("magnitude", 0.9))
+    assert compared(same, [zero])[0].endswith("a ratio needs values above 0.")
+
+
+def test_declared_comparisons_lead_the_page(finished, registries, tmp_path):
+    arguments, found = finished
+    assert [row["family"] for row in found.summary["comparisons"]] == ["exploratory"] * len(
+        found.summary["comparisons"]
+    )
+    claim = Claim("worst_recall", "finetune", "none", Place("magnitude", 0.9))
+    led = written(tmp_path / "a", arguments | {"claims": (claim,)})
+    assert led.summary["sentences"][0].startswith("Declared: at magnitude 0.9, ")
+    assert led.summary["sentences"][1:] == found.summary["sentences"]
+    (row,) = [row for row in led.summary["comparisons"] if row["family"] == "declared"]
+    recalls = {
+        name: [
+            each["value"]
+            for each in select(arguments["rows"], kind="bias", measure="worst_recall", recovery=name)
+            if (each["pruning"], each["sparsity_asked"]) == ("magnitude", 0.9) and each["seed"] is not None
+        ]
+        for name in ("finetune", "none")
+    }
+    assert row["p"] == pytest.approx(stats.ttest_rel(recalls["finetune"], recalls["none"]).pvalue)
+    assert '<div class="said">\n<p>Declared: at magnitude 0.9' in led.page

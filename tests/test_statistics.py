@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.statistics import compare, correlate, holm, paired
-from pipeline.table import measured
+from pipeline.statistics import Claim, Place, compare, correlate, holm, paired
+from pipeline.table import measured, read_rows
 
 SEEDS = (0, 1, 2, 3)
 HOW = {"cev": "ratio", "sde": "ratio"}
+HEADLINE = ("accuracy", "cev", "sde")
+PUBLISHED = Path(__file__).parents[1] / "results" / "published"
 
 
 def study(values, pruning="magnitude", sparsity=0.9):
@@ -87,27 +90,105 @@ def test_accuracy_is_a_difference():
 def test_what_cannot_be_tested_has_no_p(pairs, value):
     row = paired(pairs, "ratio")
     assert row["value"] == value if value is None else row["value"] == pytest.approx(value)
-    assert row["low"] is row["high"] is row["p"] is row["p_corrected"] is None
+    assert row["low"] is row["high"] is row["p"] is None
 
 
-def test_pairs_are_matched_by_seed_and_within_their_place():
-    generator = np.random.default_rng(0)
-    values = {name: generator.lognormal(7, 1, len(SEEDS)).tolist() for name in ("none", "finetune", "kd", "at")}
-    elsewhere = {name: generator.lognormal(9, 1, len(SEEDS)).tolist() for name in ("finetune", "kd")}
-    runs = study(values) + study(elsewhere, sparsity=0.5)
-    generator.shuffle(runs)
-    rows = [row for row in compare(runs, HOW) if row["measure"] == "cev"]
-    assert len(rows) == 3 + 1 and all("none" not in (row["first"], row["second"]) for row in rows)
-    places = {0.9: values, 0.5: elsewhere}
-    for row in rows:
-        first, second = (np.log(places[row["sparsity"]][row[name]]) for name in ("first", "second"))
-        assert row["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue)
-    assert [row["p_corrected"] for row in rows] == pytest.approx(slow_holm([row["p"] for row in rows]))
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_seeds_are_paired_in_every_measure_and_families_corrected_together(number, seeds):
+    """Whatever the order of the rows, each p is scipy's of the same seeds, and Holm's of its whole family."""
+    generator = np.random.default_rng(number)
+    places = [("magnitude", 0.9), ("magnitude", 0.5), ("dense", 0.0)]
+    values = {
+        (measure, *place, recovery): generator.lognormal(2, 1, seeds)
+        for measure in (*HEADLINE, "churn")
+        for place in places
+        for recovery in ("none", "finetune", "kd", "at")
+    }
+    rows = [
+        measured("bias", measure, value, pruning=pruning, sparsity_asked=sparsity, recovery=recovery, seed=7 + seed)
+        for (measure, pruning, sparsity, recovery), of_seeds in values.items()
+        for seed, value in enumerate(of_seeds)
+    ]
+    generator.shuffle(rows)
+    claims = [
+        Claim("cev", "kd", "finetune", Place("magnitude", 0.9)),
+        Claim("churn", "finetune", "kd", Place("dense", 0.0)),
+        Claim("accuracy", "at", "none", Place("magnitude", 0.5)),
+    ]
+    found = compare(rows, HOW, explored=HEADLINE, claims=claims)
+    declared = [row for row in found if row["family"] == "declared"]
+    explored = [row for row in found if row["family"] == "exploratory"]
+    assert found == declared + explored
+    asked = [(one.measure, one.at.pruning, one.at.sparsity, one.first, one.second) for one in claims]
+    keys = ("measure", "pruning", "sparsity", "first", "second")
+    assert [tuple(row[key] for key in keys) for row in declared] == asked
+    # Three measures, three places, three pairs of what trains; one of them was asked beforehand.
+    pairs = {(*(row[key] for key in keys[:3]), frozenset((row["first"], row["second"]))) for row in explored}
+    every = {
+        (measure, *place, frozenset(pair))
+        for measure in HEADLINE
+        for place in places
+        for pair in combinations(("finetune", "kd", "at"), 2)
+    }
+    assert len(explored) == len(pairs) == 26 and every - pairs == {(*asked[0][:3], frozenset(asked[0][3:]))}
+    for row in found:
+        place = row["measure"], row["pruning"], row["sparsity"]
+        first, second = (values[*place, row[name]] for name in ("first", "second"))
+        if row["measure"] in HOW:
+            assert row["kind"] == "ratio"
+            first, second = np.log(first), np.log(second)
+        else:
+            assert row["kind"] == "difference"
+        assert row["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue) and row["seeds"] == seeds
+        higher = {"higher": True, "lower": False}.get(row["verdict"])
+        assert higher is None or higher == (first.mean() > second.mean())
+    for family in (declared, explored):
+        assert [row["p_corrected"] for row in family] == pytest.approx(slow_holm([row["p"] for row in family]))
+        assert all(row["family_size"] == len(family) for row in family)
+        assert all((row["verdict"] != "cannot tell") == (row["p_corrected"] < 0.05) for row in family)
+
+
+def published(study):
+    """The rows of a published study's networks, in CEV, SDE and accuracy."""
+    return [
+        measured("bias", name, float(row[name]), seed=int(row["seed"]), sparsity_asked=float(row["sparsity_asked"]))
+        | {"pruning": row["pruning"], "recovery": row["recovery"]}
+        for row in read_rows(PUBLISHED / study / "runs.csv")
+        for name in HEADLINE
+        if row[name]
+    ]
+
+
+@pytest.mark.parametrize(
+    "study,measure,pruning,within,together",
+    [
+        ("mnist5k_claim", "sde", "channels", 0.047, 0.12),
+        ("mnist5k_claim", "accuracy", "magnitude", 0.023, 0.082),
+        ("cifar10_jpeg", "cev", "dense", 0.022, 0.068),
+        ("cifar10_jpeg", "cev", "magnitude", 0.022, 0.059),
+    ],
+)
+def test_published_p_once_corrected_within_a_measure_and_now_together(study, measure, pruning, within, together):
+    """The numbers that the findings gave, and what becomes of them in one family."""
+    place = {"measure": measure, "pruning": pruning, "sparsity": 0.0 if pruning == "dense" else 0.9}
+    for explored, p in ((measure,), within), (HEADLINE, together):
+        rows = compare(published(study), HOW, explored=explored)
+        (row,) = [row for row in rows if row.items() >= place.items()]
+        assert float(f"{row['p_corrected']:.2g}") == p
+    assert row["verdict"] == "cannot tell" and row["family_size"] == (15 if study == "mnist5k_claim" else 9)
+
+
+def test_what_stands_of_the_published_claim_when_it_is_declared():
+    claims = [Claim("sde", "kd", "finetune", Place("channels", sparsity)) for sparsity in (0.9, 0.95)]
+    first, second, *explored = compare(published("mnist5k_claim"), HOW, explored=HEADLINE, claims=claims)
+    assert first["p_corrected"] == pytest.approx(2 * 0.0094265, rel=1e-4) and first["verdict"] == "higher"
+    assert second["p_corrected"] == pytest.approx(0.0547763, rel=1e-4) and second["verdict"] == "cannot tell"
+    assert len(explored) == 13 and [row["verdict"] for row in explored].count("lower") == 1  # accuracy at sparsity 0
 
 
 def test_missing_values_leave_their_seed_out():
     runs = study({"finetune": [100.0, None, 300.0, 90.0], "kd": [50.0, 60.0, 100.0, 80.0]})
-    row = next(row for row in compare(runs, HOW) if row["measure"] == "cev")
+    (row,) = compare(runs, HOW, explored=["cev"])
     assert row["seeds"] == 3
     assert (row["first"], row["second"]) == ("kd", "finetune")
     assert row["value"] == pytest.approx((1 / 2 * 1 / 3 * 8 / 9) ** (1 / 3))
@@ -115,22 +196,27 @@ def test_missing_values_leave_their_seed_out():
 
 @pytest.mark.slow
 def test_noise_is_called_a_difference_no_more_often_than_promised():
-    """200 studies of five equal recoveries: any difference at all found in at most about 5 % of them."""
+    """200 studies of five equal recoveries: any difference at all, in any measure, in at most about 5 % of them."""
     generator = np.random.default_rng(1)
     wrong = 0
     for _ in range(200):
-        runs = study({name: generator.lognormal(7, 0.5, len(SEEDS)).tolist() for name in "abcde"})
-        rows = [row for row in compare(runs, HOW) if row["measure"] == "cev"]
-        assert len(rows) == len(list(combinations("abcde", 2)))
-        wrong += any(row["p_corrected"] < 0.05 for row in rows)
+        runs = [
+            measured("bias", name, value, pruning="m", sparsity_asked=0.9, recovery=recovery, seed=seed)
+            for name in HEADLINE
+            for recovery in "abcde"
+            for seed, value in enumerate(generator.lognormal(7, 0.5, len(SEEDS)))
+        ]
+        rows = compare(runs, HOW | {"accuracy": "ratio"}, explored=HEADLINE)
+        assert len(rows) == len(HEADLINE) * len(list(combinations("abcde", 2)))
+        wrong += any(row["verdict"] != "cannot tell" for row in rows)
     assert wrong <= 20  # 10 expected at most; 20 lies beyond three standard errors
 
 
-def test_every_measure_that_has_values_is_compared_and_nothing_else():
+def test_what_is_not_shown_is_not_compared_and_what_has_no_values_is_told_so():
     values = {"finetune": [1.0, 2.0, 4.0], "kd": [3.0, 2.0, 5.0]}
     runs = [
         measured("bias", name, value + shift, pruning="m", sparsity_asked=0.5, recovery=recovery, seed=seed)
-        for name, shift in (("anything", 0.0), ("other", -10.0))
+        for name, shift in (("anything", 0.0), ("other", -10.0), ("hidden", 1.0))
         for recovery, of_seeds in values.items()
         for seed, value in enumerate(of_seeds)
     ]
@@ -139,7 +225,8 @@ def test_every_measure_that_has_values_is_compared_and_nothing_else():
         for name in ("anything", "only_over_seeds")
         for recovery in values
     ]
-    first, second = compare(means + runs, {"anything": "ratio"})
+    how, explored = {"anything": "ratio"}, ["anything", "other", "only_over_seeds"]
+    first, second = compare(means + runs, how, explored=explored)
     assert (first["measure"], first["kind"], second["measure"], second["kind"]) == (
         *("anything", "ratio"),
         *("other", "difference"),
@@ -148,8 +235,11 @@ def test_every_measure_that_has_values_is_compared_and_nothing_else():
     assert first["value"] == pytest.approx((3 * 1 * 5 / 4) ** (1 / 3))
     assert second["value"] == pytest.approx(1.0)
     assert second["p"] == pytest.approx(stats.ttest_rel([3, 2, 5], [1, 2, 4]).pvalue)
+    (asked, *_) = compare(runs, how, explored=explored, claims=[Claim("top5", "kd", "finetune", Place("m", 0.5))])
+    assert (asked["seeds"], asked["family_size"], asked["verdict"]) == (0, 0, "cannot tell")
+    assert asked["value"] is asked["p"] is asked["p_corrected"] is None
     with pytest.raises(ValueError, match="'quotient' is no way to compare"):
-        compare(runs, {"anything": "quotient"})
+        compare(runs, {"anything": "quotient"}, explored=explored)
 
 
 def test_holm_leaves_out_what_was_not_tested():

@@ -5,6 +5,7 @@ Everything follows from the long table: a measure that is registered anywhere st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pipeline.report.terminal import terminal_table
 
 if TYPE_CHECKING:
     from pipeline import efficiency
+    from pipeline.statistics import Claim
     from pipeline.table import Row
 
 __all__ = ["FILES", "OPTIONAL_FILES", "terminal_table", "write"]
@@ -36,6 +38,7 @@ def write(
     configuration: str,
     counted: dict[str, list[str]],
     folders: dict[tuple, str],
+    claims: Sequence[Claim] = (),
 ) -> None:
     """Writes everything into an empty folder; the same arguments give the same bytes.
 
@@ -50,6 +53,7 @@ def write(
         configuration: the resolved YAML.
         counted: which weights sparsity is a share of, in words, and the prunings that this holds for.
         folders: of the networks, relative to the results; keys as those of ``histories``.
+        claims: comparisons that were asked beforehand; each names a cell of the study and two of its recoveries.
     """
     # Here and not above: who only prints a summary waits for none of these.
     import json
@@ -63,7 +67,7 @@ def write(
     from pipeline.table import write_rows
 
     gathered = gather(study, rows, histories=histories, audits=audits, folders=folders)
-    summary: dict[str, Any] = summarise(gathered, counted)
+    summary: dict[str, Any] = summarise(gathered, counted, claims)
     correlation = correlation_rows(correlation)
     summary["sentences"] += efficiency.sentences(curves)
     write_atomically(folder / "config.yaml", configuration)

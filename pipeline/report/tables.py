@@ -16,6 +16,7 @@ from pipeline.report.words import (
     MARKS,
     NOTHING,
     carried_text,
+    claimed,
     name_of,
     notes,
     number,
@@ -281,13 +282,16 @@ def class_rows(study: Study) -> list[Row]:
 # ---------------------------------------------------------------------------------------------- summary
 
 
-def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def summarise(
+    study: Study, counted: Mapping[str, Sequence[str]], claims: Sequence[statistics.Claim] = ()
+) -> dict[str, Any]:
     """What summary.json holds: one line per cell with mean and spread over seeds, the floor, and words.
 
-    Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons.
+    Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons: of those
+    that were asked beforehand (``claims``), or of all others that are shown.
     """
     first = next(iter(study.audits.values()))
-    kinds = {shown.measure: shown.comparison for shown in study.shown if shown.kind == "bias"}
+    of_bias = [shown for shown in study.shown if shown.kind == "bias"]
     summary = {
         "study": study.name,
         "dataset": study.networks[0].run["dataset"],
@@ -300,7 +304,10 @@ def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, A
         },
         "lines": [_line(study, title) for title in study.cells],
         "comparisons": statistics.compare(
-            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None], kinds
+            [row for row in study.rows if row["kind"] == "bias" and row.get("group") is None],
+            {shown.measure: shown.comparison for shown in of_bias},
+            explored=[shown.measure for shown in of_bias if shown.headline],
+            claims=claims,
         ),
     }
     summary["minimum_errors"], summary["scarce"] = first["minimum_errors"], first["scarce"]
@@ -310,7 +317,8 @@ def summarise(study: Study, counted: Mapping[str, Sequence[str]]) -> dict[str, A
     ]
     timed = any(shown.kind == "latency" for shown in study.shown)
     summary["notes"] = notes(summary, counted, timed=timed)
-    summary["sentences"] = sentences(summary, study.headline)
+    names = {shown.measure: shown.short for shown in of_bias}
+    summary["sentences"] = [*claimed(summary["comparisons"], names), *sentences(summary, study.headline)]
     summary["table"] = main_table(summary, study.headline)
     summary["verdicts"] = verdict_table(summary, study.headline)
     return summary

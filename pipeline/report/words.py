@@ -250,42 +250,109 @@ def _carried(summary: Mapping[str, Any], comparing: Sequence[Shown], lines: Sequ
     return said
 
 
-def compared(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
-    """Which recoveries differ, and how many would seem to by chance.
+def claimed(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """What became of each comparison that was declared beforehand: higher, lower or cannot tell, with its interval.
 
     Args:
-        names: what the measures to speak of are called, in order.
+        comparisons: as `pipeline.statistics.compare` gives them.
+        names: what measures are called; one that is not named goes by the name that it is registered under.
     """
     said = []
-    for measure, title in names.items():
-        tested = [one for one in comparisons if one["measure"] == measure and one["p"] is not None]
-        if not tested:
-            continue
-        certain = [one for one in tested if one["p_corrected"] < 0.05]
-        for one in certain:
-            value, low, high = (number(one[key]) for key in ("value", "low", "high"))
-            how = (
-                f"{value} times that of '{one['second']}'"
-                if one["kind"] == "ratio"
-                else f"that of '{one['second']}' {'plus' if one['value'] > 0 else 'minus'} {value.lstrip('-')}"
+    for one in (one for one in comparisons if one["family"] == "declared"):
+        title = names.get(one["measure"], one["measure"])
+        first, second = f"the {title} of '{one['first']}' is", f"than that of '{one['second']}'"
+        by = f"{number(one['value'])} times" if one["kind"] == "ratio" else _signed(one["value"])
+        if one["p"] is None:
+            verdict = f"cannot tell whether {first} higher or lower {second}: {_untested(one)}"
+        elif one["verdict"] == "cannot tell":
+            verdict = (
+                f"{one['seeds']} seeds cannot tell whether {first} higher or lower {second}: {by} {_evidence(one)}"
             )
-            chance = "below 0.001" if one["p_corrected"] < 0.001 else f"{one['p_corrected']:.2g}"
-            corrected = f", corrected for {len(tested)} comparisons" if len(tested) > 1 else ""
-            place = "sparsity 0" if one["pruning"] == "dense" else f"{one['pruning']} {one['sparsity']:g}"
-            said.append(
-                f"At {place}, the {title} of '{one['first']}' is {how} (95 % interval over {one['seeds']} seeds "
-                f"{low} to {high}; p {chance}{corrected})."
-            )
-        seeming = sum(one["p"] < 0.05 for one in tested) - len(certain)
-        if len(tested) == 1 and not certain:
-            said.append(f"{title}: the seeds' spread hides any difference between the two recoveries.")
-        elif len(certain) < len(tested):
-            said.append(
-                f"{title}: in {len(tested) - len(certain)} of {len(tested)} comparisons of two recoveries the seeds' "
-                f"spread hides any difference; {seeming} of them would pass for one without the correction for their "
-                f"number, where chance alone gives about {number(0.05 * len(tested))}."
-            )
+        else:
+            verdict = f"{first} {one['verdict']} {second}: {by} {_evidence(one)}"
+        said.append(f"Declared: at {_place(one)}, {verdict}.")
     return said
+
+
+def compared(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """What comparisons show that nobody declared: what stands, what would seem to by chance, and what stays open.
+
+    Args:
+        comparisons: as `pipeline.statistics.compare` gives them.
+        names: what the measures to speak of are called, in order.
+    """
+    explored = [one for one in comparisons if one["family"] == "exploratory" and one["measure"] in names]
+    tested = [one for one in explored if one["p"] is not None]
+    if not tested:
+        return []
+    said = []
+    for one in (one for one in tested if one["verdict"] != "cannot tell"):
+        title, second = names[one["measure"]], f"that of '{one['second']}'"
+        how = (
+            f"{number(one['value'])} times {second}" if one["kind"] == "ratio" else f"{second} {_signed(one['value'])}"
+        )
+        said.append(f"At {_place(one)}, the {title} of '{one['first']}' is {how} {_evidence(one)}.")
+    found, many = len(said), len(tested)
+    if many > 1:
+        measures = listed([title for name, title in names.items() if any(one["measure"] == name for one in tested)])
+        passing = sum(one["p"] < 0.05 for one in tested)
+        said.append(
+            f"Exploratory: of {many} comparisons of two recoveries in {measures} that nobody declared beforehand, "
+            f"corrected together (Holm), {found or 'none'} {'stands' if found < 2 else 'stand'}. Without the "
+            f"correction {passing} would pass, where chance alone gives about {number(0.05 * many)}."
+        )
+    if found < many:
+        where = f"the other {many - found} of them" if found else "any of them" if many > 1 else "the one comparison"
+        said.append(
+            f"The seeds do not show a difference in {where}, nor that there is none: the widest 95 % interval of each "
+            f"measure still allows {'; '.join(_widest(tested, names))}."
+        )
+    if untested := [one for one in explored if one["p"] is None]:
+        reasons = listed(sorted({_untested(one) for one in untested}), "or")
+        said.append(f"{len(untested)} more comparisons cannot be tested: {reasons}.")
+    return said
+
+
+def _widest(tested: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:
+    """Of each measure the interval that leaves most open, among the comparisons in which nothing was found."""
+    found = []
+    for name, title in names.items():
+        of_measure = [one for one in tested if one["measure"] == name and one["verdict"] == "cannot tell"]
+        if not of_measure:
+            continue
+        one = max(
+            of_measure, key=lambda one: one["high"] / one["low"] if one["kind"] == "ratio" else one["high"] - one["low"]
+        )
+        over = "over" if one["kind"] == "ratio" else "less that of"
+        ends = span(one["low"], one["high"]) + " times" * (one["kind"] == "ratio")
+        found.append(f"{ends} ({title} of '{one['first']}' {over} '{one['second']}' at {_place(one)})")
+    return found
+
+
+def _place(one: Mapping[str, Any]) -> str:
+    return "sparsity 0" if one["pruning"] == "dense" else f"{one['pruning']} {one['sparsity']:g}"
+
+
+def _signed(value: float | None) -> str:
+    return f"{'plus' if (value or 0) > 0 else 'minus'} {number(value).lstrip('-')}"
+
+
+def _evidence(one: Mapping[str, Any]) -> str:
+    """The interval of a comparison for itself, and its p: for itself and corrected for the number of its family."""
+    alone, corrected = ("below 0.001" if p < 0.001 else f"{p:.2g}" for p in (one["p"], one["p_corrected"]))
+    many = (
+        f", {corrected} when corrected for {one['family_size']} {one['family']} comparisons"
+        if one["family_size"] > 1
+        else ""
+    )
+    return f"(95 % interval over {one['seeds']} seeds {span(one['low'], one['high'])}; p {alone}{many})"
+
+
+def _untested(one: Mapping[str, Any]) -> str:
+    """Why a comparison has no p."""
+    if one["seeds"] < 2:
+        return "fewer than two seeds have both values"
+    return "a ratio needs values above 0" if one["value"] is None else "all seeds differ by the same amount"
 
 
 def notes(summary: Mapping[str, Any], counted: Mapping[str, Sequence[str]], *, timed: bool) -> list[str]:

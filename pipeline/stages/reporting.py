@@ -85,7 +85,7 @@ def _side_by_side(first: dict[tuple, float | None], second: dict[tuple, float | 
 class Report(Stage):
     """Everything that a person reads about a study: tables, figures, a page, and events for TensorBoard.
 
-    floor, similar: what the dense networks show among each other.
+    floor, similar: what the dense networks show among each other. claims: comparisons that were asked beforehand.
     """
 
     version: ClassVar[int] = 4
@@ -98,6 +98,7 @@ class Report(Stage):
     similar: tuple[Similarity, ...]
     cells: tuple[Cell, ...]
     correlate: Correlate
+    claims: tuple[statistics.Claim, ...] = ()
     configuration: str = ""
 
     def label(self) -> str:
@@ -127,6 +128,7 @@ class Report(Stage):
             audits=audits,
             correlation=[_correlation(row) for row in read_rows(context.open(self.correlate) / "correlation.csv")],
             curves=self._curves(context),
+            claims=self.claims,
             configuration=self.configuration,
             counted={words: list(prunings) for words, prunings in counted.items()},
             folders={place: str(found.relative_to(context.store.root)) for place, found in folders.items()},
