@@ -47,7 +47,6 @@ def audit_page(
         footnote: what the intervals are for. interval: heading of their column.
         classes: rows of ``result.per_class`` in the order to show.
     """
-    groups = result.groups
     return render(
         "audit.html.j2",
         {
@@ -67,9 +66,9 @@ def audit_page(
             "footnote": footnote,
             "left_out": ", ".join(result.left_out),
             "reasons": "; ".join(sorted(set(result.left_out.values()))),
-            "groups": groups["per_group"] if groups else [],
+            "groups": result.groups or {},
             "group_columns": _group_columns(result),
-            "group_significance": groups["significance"] if groups else "",
+            "between": {name: _between(found) for name, found in (result.groups or {}).items()},
             "classes": classes,
             "class_columns": CLASS_COLUMNS,
             "significance": result.significance,
@@ -113,6 +112,15 @@ def _group_columns(result: Audit) -> dict[str, str]:
         if f"{kind.name}_change" in result.measures:
             columns[f"{kind.name}_change"] = f"{kind.short} change"
     return columns | {"excess_accuracy_gap": "excess accuracy gap", "p_value": "p"}
+
+
+def _between(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measures that compare the groups of a column."""
+    return [
+        {"title": MEASURES[name].title, "range": span(*each["interval"]) if each["interval"] else "no interval"} | each
+        for name, each in found["measures"].items()
+        if name in MEASURES and MEASURES[name].needs_groups
+    ]
 
 
 def scatter(result: Audit) -> dict[str, Any] | None:
