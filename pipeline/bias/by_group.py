@@ -94,6 +94,7 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
         if not each.needs_groups and "part_size" in each.counts(over if each.over_trials else over[0])
     ]
     between = values(over, comparing)
+    alone = _of_references(over, [each for each in comparing if each.needs_groups and not each.compares])
     within = _within(pairs, column, count)
     of_both = values(within, [each for each in chosen if each.name in WITHIN])
     both_p, _ = class_significance(within)
@@ -118,7 +119,7 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
             }
             for g, gap in enumerate(_gaps(over, size))
         ],
-        "measures": _brief(between),
+        "measures": {name: each | {"reference": alone.get(name)} for name, each in _brief(between).items()},
         "left_out": {
             each.name: "no class has examples of its kind in two groups"
             for each in comparing
@@ -146,6 +147,14 @@ def _inside(pairs: Sequence[Pair], column: Column, chosen: Sequence[Measure]) ->
             found[name] = np.full(many, np.nan)
             found[name][some] = value.mean(1)
     return found
+
+
+def _of_references(over: Sequence[Pair], chosen: Sequence[Measure]) -> dict[str, float | None]:
+    """What the references have alone, the mean over trials."""
+    if not chosen:
+        return {}
+    values, _ = Table([replace(pair, candidate=pair.reference) for pair in over], chosen).point()
+    return {name: existing(value.mean()) for name, value in values.items()}
 
 
 def _within(pairs: Sequence[Pair], column: Column, count: int) -> list[Pair]:

@@ -16,7 +16,6 @@ from pipeline.bias.measures import Measure, Pair
 from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import (
     Interval,
-    Table,
     bootstrap,
     class_significance,
     corrected_intervals,
