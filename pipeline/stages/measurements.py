@@ -17,6 +17,7 @@ from pipeline.files import write_atomically
 from pipeline.machine import require_memory
 from pipeline.models import Observer
 from pipeline.predictions import Predictions
+from pipeline.registry import UserError
 from pipeline.stage import Context, Stage
 from pipeline.stages.networks import Prune, Recover, Train, load_network, load_splits
 from pipeline.table import measured, read_long, write_long, write_rows
@@ -60,6 +61,9 @@ class Predict(Stage):
         stored = load_network(context.open(self.network))
         dense = self.network.dense
         splits = load_splits(self._data, context.data_root)
+        if self.groups_identity and splits.groups_fingerprint != self.groups_identity:
+            load_splits.cache_clear()  # an earlier study of this process may have read other ones
+            splits = load_splits(self._data, context.data_root)
         if self.groups_identity and splits.groups_fingerprint != self.groups_identity:
             raise UserError("the groups changed after this study was planned; run the same command again")
         test = splits.test
