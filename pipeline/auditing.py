@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import numpy as np
 from pipeline import bias, requirements
 from pipeline.bias import Audit
 from pipeline.files import write_atomically
-from pipeline.predictions import Predictions, read, read_groups
+from pipeline.groups import Column, checked
+from pipeline.predictions import GROUP, Predictions, read, read_groups
 from pipeline.registry import UserError
 from pipeline.report.words import number, verdict_text, yardstick_text
 
@@ -97,7 +98,7 @@ def audit(
     candidates: Answers | Sequence[Answers],
     reference_trials: Sequence[Answers] = (),
     labels: np.ndarray | None = None,
-    groups: str | Path | np.ndarray | None = None,
+    groups: str | Path | Sequence[object] | Mapping[str, Sequence[object]] | None = None,
     resamples: int = 2000,
     seed: int = 0,
     smoothing: float = 0.0,
@@ -112,7 +113,8 @@ def audit(
         reference_trials: of more dense networks, which with a single ``reference`` make the floor; several references
             make it themselves.
         labels: [N] true classes, counted from 0; needed for arrays, files have their own.
-        groups: [N] of a second column to report by, or a file as for ``--groups``.
+        groups: [N] names of groups to report by, or a file as for ``--groups``: the column ``group``; a mapping holds
+            several columns by name. By default those of the files.
         resamples, seed: of the bootstrap. smoothing, undefined: for classes without reference errors.
         minimum_errors: classes with fewer reference errors are named wherever they move a number.
 
@@ -131,15 +133,6 @@ def audit(
     predictions = _understood(named, labels)
     dense, rest = predictions[: len(parents)], predictions[len(parents) :]
     first = dense[0]
-    if isinstance(groups, str | Path):
-        source, (numbers, group_names) = groups, read_groups(groups)
-    elif groups is not None:
-        source, (words, numbers) = "groups", np.unique(np.asarray(groups), return_inverse=True)
-        group_names = tuple(map(str, words))
-    else:
-        source, numbers, group_names = None, None, None
-    if numbers is not None and len(numbers) != len(first.labels):
-        raise UserError(f"{source}: {len(numbers)} groups for {len(first.labels)} examples; give one per example")
     classes = bias.class_names(predictions)
     trials = rest[len(several) :]
     known = [*dense, *trials]
@@ -150,13 +143,22 @@ def audit(
         dense=trials,
         minimum_errors=minimum_errors,
         classes=classes,
-        groups=numbers,
-        group_names=group_names,
+        groups=None if groups is None else _columns(groups, len(first.labels)),
         resamples=resamples,
         seed=seed,
         smoothing=smoothing,
         undefined=undefined,
     )
+
+
+def _columns(
+    groups: str | Path | Sequence[object] | Mapping[str, Sequence[object]], examples: int
+) -> dict[str, Column]:
+    """The columns that a caller gave; raises UserError where one has another length than the test set."""
+    if isinstance(groups, str | Path):
+        return checked({GROUP: read_groups(groups)}, examples, str(groups))
+    named = groups if isinstance(groups, Mapping) else {GROUP: groups}
+    return checked({name: Column.of(np.asarray(words).ravel()) for name, words in named.items()}, examples, "groups")
 
 
 def _understood(named: Sequence[tuple[str, Answers]], labels: np.ndarray | None) -> list[Predictions]:

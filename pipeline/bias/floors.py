@@ -125,7 +125,7 @@ def floor(
     chosen, dense = wanted_measures(measures, smoothing), DenseNetworks(tuple(networks))
     sums: dict[tuple[int, int], Sums] = {}
     for i, j in permutations(range(len(networks)), 2):
-        sums[i, j] = sums_of(Pair(networks[i], networks[j], count, networks[i].labels, count, dense), chosen)
+        sums[i, j] = sums_of(Pair(networks[i], networks[j], count, networks[i].labels, count, dense=dense), chosen)
     values, carried = {}, {}
     for each in chosen:
         places = [(i, j) for i, j in sums if not why_missing(each, [networks[i], networks[j]])]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from pipeline.bias.by_group import by_group, columns_of, group_rows, tables
 from pipeline.bias.floors import Floor, Floors, carried_by_class, sums_of
 from pipeline.bias.given import choose, class_names, existing, in_one_order, refuse_one_label
 from pipeline.bias.measures import MEASURES, DenseNetworks, Measure, Pair
 from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import (
     Interval,
-    Table,
     bootstrap,
     class_significance,
     corrected_intervals,
     interval,
 )
 from pipeline.bias.yardsticks import Yardstick, over_floor, over_shared_floor
+from pipeline.groups import Columns, called, checked
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
 from pipeline.table import Row, measured
@@ -97,13 +99,13 @@ class Audit:
         published: cev and sde of rates averaged over trials first.
         trials: file, accuracy, cev, sde and classes_used of each candidate.
         per_class: one dict a class, see ``per_class_rows``.
-        measures: name -> Value, every measure that the inputs allow.
+        measures: name -> Value, every measure that the inputs allow, but for those that compare groups.
         minimum_errors: a class with fewer reference errors of a kind in some trial is in ``scarce``.
         scarce: class name -> fewest reference errors of a kind over trials; for classes that CEV and SDE use.
         left_out: name -> why the measure is missing.
         floor_networks: how many dense networks the floor rests on, 0 for none.
         significance: the test behind ``significant``.
-        groups: results by group, or None.
+        groups: results by group of each column, see ``pipeline.bias.by_group``, or None.
         notes: what a reader must know.
     """
 
@@ -124,7 +126,7 @@ class Audit:
     minimum_errors: int
     scarce: dict[str, int]
     significance: str
-    groups: dict[str, Any] | None
+    groups: dict[str, dict[str, Any]] | None
     resamples: int
     seed: int
     notes: tuple[str, ...] = ()
@@ -209,8 +211,8 @@ class Audit:
         """Rows of the long table.
 
         Kind ``bias``: of each measure the value of each trial, where it exists by trial, then the value with its
-        interval; of each group the mean over trials. Kind ``class``: the quantities of each class, of each class within
-        each group, and, without a class, of each group.
+        interval; of groups see ``by_group.group_rows``. Kind ``class``: the quantities of each class, of each class
+        within each group, and, without a class, of each group.
 
         Args:
             seeds: of the trials, in order; a reference has that of its candidate.
@@ -226,14 +228,11 @@ class Audit:
             ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
             rows.append(measured("bias", name, each.value, **ends, **says))
         rows += _quantities(self.per_class)
-        if self.groups is not None:
-            for row in self.groups["per_group"]:
-                rows += [
-                    measured("bias", name, row[name], group=row["group"], unit=each.unit, better=each.better)
-                    for name, each in self.measures.items()
-                ]
-            rows += _quantities(self.groups["per_group"])
-            rows += _quantities(self.groups["per_class_within_group"])
+        says = {name: {"unit": each.unit, "better": each.better} for name, each in self.measures.items()}
+        for column, found in (self.groups or {}).items():
+            rows += group_rows(column, found, says, seeds)
+            for part in ("per_group", "per_class_within_group"):
+                rows += _quantities([{**row, "group": called(column, row["group"])} for row in found[part]])
         return rows
 
 
@@ -253,8 +252,7 @@ def audit(
     floor: Floors | None = None,
     dense: Sequence[Predictions] = (),
     minimum_errors: int = 5,
-    groups: np.ndarray | None = None,
-    group_names: Sequence[str] | None = None,
+    groups: Columns | None = None,
     classes: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -273,8 +271,8 @@ def audit(
             networks; otherwise the references, in their order.
         dense: more dense networks than the references, for the mean rates of ``cev_common`` and ``sde_common``.
         minimum_errors: of a class in its reference, below which it is named wherever it moves a number.
-        groups: int64 [N], a column to report by; the first candidate's, where it has one.
-        group_names, classes: names in the order of the numbers.
+        groups: columns to report by, by name; those of the networks by default.
+        classes: names in the order of the numbers.
         resamples: bootstrap resamples behind each interval, at least 100.
         seed: of the resamples, 0 or more.
         level: nominal coverage.
@@ -296,11 +294,13 @@ def audit(
     references, candidates, dense = everything[:many], everything[many : 2 * many], everything[2 * many :]
     known = DenseNetworks(tuple({id(each): each for each in [*references, *dense]}.values()))
     count, labels = len(names), references[0].labels
-    pairs = [Pair(a, b, count, a.labels, count, known) for a, b in zip(references, candidates, strict=True)]
+    pairs = [Pair(a, b, count, a.labels, count, dense=known) for a, b in zip(references, candidates, strict=True)]
     for each in [pair.candidate for pair in pairs[1:]] + dense:
         Pair(references[0], each, count, labels, count)  # refuses other labels than those of the first
     refuse_one_label(references[0], count)
-    chosen, left_out = choose([*references, *candidates], measures, smoothing)
+    columns = columns_of(everything) if groups is None else checked(groups, len(labels), "groups")
+    allowed, left_out = choose([*references, *candidates], measures, smoothing, grouped=bool(columns))
+    chosen = [each for each in allowed if not each.needs_groups]
     _refuse_undefined(pairs, names, undefined, smoothing)
 
     unit = "both" if len(pairs) > 1 else "examples"
@@ -316,9 +316,6 @@ def audit(
         for row, there in zip(per_class, has_change.any(0), strict=True)
         if there and (fewest := min(row["missed_reference"], row["claimed_reference"])) < minimum_errors
     }
-    if groups is None:
-        own = next((each for each in candidates + references if each.groups is not None), None)
-        groups, group_names = (own.groups, group_names or own.group_names) if own else (None, None)
     notes = []
     if values["cev"].value is None:
         notes.append(
@@ -368,7 +365,17 @@ def audit(
         minimum_errors=minimum_errors,
         scarce=scarce,
         significance=test,
-        groups=_by_group(pairs, groups, group_names, names, chosen, options, smoothing) if groups is not None else None,
+        groups=by_group(
+            pairs,
+            columns,
+            names,
+            allowed,
+            level=level,
+            values=partial(_values, floor=None, **options),
+            per_class=partial(_per_class, level=level, smoothing=smoothing),
+        )
+        if columns
+        else None,
         resamples=resamples,
         seed=seed,
         notes=tuple(notes),
@@ -402,17 +409,11 @@ def _error_counts(each: Predictions, count: int) -> tuple[np.ndarray, np.ndarray
     return np.bincount(each.predictions[wrong], minlength=count), np.bincount(each.labels[wrong], minlength=count)
 
 
-def _tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
-    """Measures of predictions, whose cells are few, apart from measures of logits, whose cells are the examples."""
-    kinds = ([each for each in chosen if each.needs_logits is wanted] for wanted in (False, True))
-    return [Table(pairs, kind) for kind in kinds if kind]
-
-
 def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method, names=()) -> dict[str, Value]:
     """Args: names: of the classes, where it is to be told what each of them carries."""
     found = {}
     sums = [sums_of(pair, [each for each in chosen if not each.over_trials]) for pair in pairs] if names else []
-    for table in _tables(pairs, chosen):
+    for table in tables(pairs, chosen):
         per_trial, averaged = table.point()
         needs = {each.name: _method(each, method) for each in table.measures}
         bounds: dict[str, Interval | None] = {}
@@ -538,91 +539,6 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
         for c in range(count)
     ]
     return rows, has_change
-
-
-def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> dict[str, Any]:
-    """Every measure inside each group, the measures of recall over groups, and CEV and SDE over class within group."""
-    groups = np.asarray(groups)
-    if groups.shape != pairs[0].labels.shape:
-        raise UserError(f"groups: {len(groups)} values for {len(pairs[0].labels)} examples; give one per example")
-    if not all(pair.paired for pair in pairs):
-        raise UserError(
-            "groups: a confusion matrix does not tell the group of an example; give predictions per example"
-        )
-    if groups.dtype.kind not in "iu" or groups.min() < 0:
-        raise UserError("groups: give whole numbers from 0, one per example")
-    many = int(groups.max()) + 1
-    labels_of = tuple(group_names) if group_names is not None else tuple(str(g) for g in range(many))
-    if len(labels_of) < many:
-        raise UserError(f"groups: {len(labels_of)} names for {many} groups; name each group")
-    size = np.bincount(groups, minlength=many)
-    count = len(names)
-
-    inside: dict[str, np.ndarray] = {}
-    for table in _tables(pairs, chosen):
-        weights = np.zeros((len(table.multiplicity), many))
-        np.add.at(weights, (table.cell, groups), 1.0)
-        sums = [{name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)]
-        for name, value in table.values(sums).items():
-            inside[name] = np.full(many, np.nan)
-            inside[name][size > 0] = value.mean(1)
-    over = [Pair(pair.reference, pair.candidate, count, groups, many) for pair in pairs]
-    p_values, test = class_significance(over)
-    of_recall = [each for each in chosen if "part_size" in each.counts(over if each.over_trials else over[0])]
-    of_groups = _values(over, of_recall, floor=None, **options)
-
-    def shifted(each: Predictions) -> Predictions:
-        return Predictions(groups * count + each.labels, groups * count + each.predictions, source=each.source)
-
-    before = {id(pair.reference): shifted(pair.reference) for pair in pairs}
-    labels = groups * count + pairs[0].labels
-    within = [
-        Pair(before[id(pair.reference)], shifted(pair.candidate), count * many, labels, count * many) for pair in pairs
-    ]
-    bias = [each for each in chosen if each.name in ("cev", "sde", "cev_corrected", "sde_corrected")]
-    of_both = _values(within, bias, floor=None, **options)
-    both_p, _ = class_significance(within)
-    long_names = [f"{group} / {name}" for group in labels_of[:many] for name in names]
-    rows, has_change = _per_class(within, long_names, both_p, options["level"], smoothing)
-    for i, row in enumerate(rows):
-        # Negatives of a class inside a group are the other examples of that group, not of the whole test set.
-        negatives = max(size[i // count] - row["support"], 1)
-        scale = max(len(labels) - row["support"], 1) / negatives
-        row.update({key: row[key] * scale for key in ("fpr_reference", "fpr")})
-        row.update({"group": labels_of[i // count], "class": names[i % count]})
-
-    def brief(values: dict[str, Value]) -> dict[str, Any]:
-        return {name: {"value": each.value, "interval": _ends(each.interval)} for name, each in values.items()}
-
-    return {
-        "per_group": [
-            {
-                "group": labels_of[g],
-                "support": int(size[g]),
-                **{name: existing(value[g]) for name, value in inside.items()},
-                "excess_accuracy_gap": existing(inside_gap),
-                "p_value": existing(p_values[g]),
-                "significant": bool(p_values[g] < 1 - options["level"]),
-            }
-            for g, inside_gap in enumerate(_group_gaps(over, size))
-        ],
-        "measures": brief(of_groups),
-        "class_within_group": brief(of_both)
-        | {
-            "classes": int((np.bincount(labels, minlength=count * many) > 0).sum()),
-            "classes_used": int(has_change.all(0).sum()),
-        },
-        "per_class_within_group": rows,
-        "significance": test,
-    }
-
-
-def _group_gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
-    lost = np.mean(
-        [(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0
-    )
-    total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
-    return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
 
 
 def _ends(bounds: Interval | None) -> list[float] | None:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy import sparse
 
+from pipeline import divergences
 from pipeline.predictions import Predictions
 from pipeline.registry import Registry, UserError
 
@@ -59,6 +60,8 @@ class Pair:
         class_count: C.
         parts: int64 [N], what recall is taken over: the labels, or a group column.
         part_count: the number of parts.
+        groups: int64 [N], a group column, or None; what `Measure.needs_groups` compares.
+        group_count: the number of groups.
         dense: whose mean rates serve as a common denominator; None: the reference alone.
     """
 
@@ -67,6 +70,8 @@ class Pair:
     class_count: int
     parts: np.ndarray
     part_count: int
+    groups: np.ndarray | None = None
+    group_count: int = 0
     dense: DenseNetworks | None = None
 
     def __post_init__(self) -> None:
@@ -110,10 +115,7 @@ class Pair:
 @once
 def log_softmax(network: Predictions) -> np.ndarray:
     """float64 [N, C] of its logits; rows of exponentials sum to 1."""
-    shifted = network.logits.astype(np.float64)
-    shifted -= shifted.max(1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(1, keepdims=True))
-    return shifted
+    return divergences.log_softmax(network.logits)
 
 
 def one_hot(columns: np.ndarray, width: int, *, where: np.ndarray | None = None) -> sparse.csr_matrix:
@@ -145,6 +147,7 @@ class Measure:
         better: ``"lower"``, ``"higher"``, ``"near 1"``, or ``"either way"`` for a signed change.
         needs_logits: it exists only where both networks have logits.
         needs_pairing: it exists only where row i is known to be the same example in both.
+        needs_groups: it compares the groups of a column, and exists only where there is one.
         over_trials: it exists for all trials of a method together.
         lowest: no interval goes below it.
         noise_free: it estimates what its interval is for, so that an audit shows it inside of it.
@@ -169,6 +172,7 @@ class Measure:
     better: ClassVar[str]
     needs_logits: ClassVar[bool] = False
     needs_pairing: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
     lowest: ClassVar[float] = 0.0
     noise_free: ClassVar[bool] = False
