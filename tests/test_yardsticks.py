@@ -313,7 +313,7 @@ def test_a_reference_without_errors_is_left_out_by_name():
 
 def test_common_denominators_against_a_slow_loop():
     dense, candidate = networks(3), networks(1, seed=5, wrong=0.35)[0]
-    pair = Pair(dense[0], candidate, 4, dense[0].labels, 4, DenseNetworks(tuple(dense)))
+    pair = Pair(dense[0], candidate, 4, dense[0].labels, 4, dense=DenseNetworks(tuple(dense)))
     every, before, after = [counts_of(each) for each in dense], counts_of(dense[0]), counts_of(candidate)
     d = [
         [100 * (after[k][c] - before[k][c]) / (sum(each[k][c] for each in every) / 3) for c in range(4)] for k in (0, 1)
@@ -331,7 +331,7 @@ def test_common_denominators_against_a_slow_loop():
 def test_with_one_dense_network_the_common_denominator_is_its_own():
     dense, candidate = networks(2, wrong=0.3)
     for known in (None, DenseNetworks((dense,))):
-        pair = Pair(dense, candidate, 4, dense.labels, 4, known)
+        pair = Pair(dense, candidate, 4, dense.labels, 4, dense=known)
         for name in ("cev", "sde"):
             own, common = MEASURES[name](), MEASURES[f"{name}_common"]()
             sums = sums_of(pair, [own, common])
