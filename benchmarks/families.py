@@ -1,9 +1,9 @@
 """How often does a study without any effect find one, and how often is a real one found? Simulated studies.
 
 The logarithm of CEV has a standard deviation of 1 over seeds, half of its variance shared by the networks of one seed;
-that of SDE 0.5, correlated with it by 0.8; accuracy is correlated with it by -0.6. (In the study mnist5k_claim: 0.99, 0.46,
-0.87 on average, and -0.69 to 0.31.) With an effect, the last recovery has twice the CEV of all others, and 1.3 times the
-SDE, at one place.
+that of SDE 0.5, correlated with it by 0.8; accuracy is correlated with it by -0.6. (In the study mnist5k_claim: 0.99,
+0.46, 0.87 on average, and -0.69 to 0.31.) With an effect, the last recovery has twice the CEV of all others, and 1.3
+times the SDE, at one place.
 
     python benchmarks/families.py [--studies 400]
 """
