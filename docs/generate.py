@@ -151,13 +151,22 @@ def bias_measures() -> str:
         ]
         return ", ".join(words for words, needed in found if needed)
 
-    heads = ("name", "what", "source", "equation (a dash marks the candidate)", "unit", "better", "interval", "needs")
+    heads = ("name", "what", "source", "equation (a dash marks the candidate)", "unit", "better", "interval")
+    heads += ("margin", "needs")
     rows = []
     for name in MEASURES:
         each = MEASURES[name]
         of_its = (each.title, each.source, each.equation, each.unit, each.better, each.interval)
-        rows.append([code(name), *of_its, needs(each)])
+        rows.append([code(name), *of_its, margin(each), needs(each)])
     return table(heads, rows)
+
+
+def margin(measure: type) -> str:
+    """Up to which ratio or difference from a yardstick a change of it counts as none."""
+    if not measure.compares or measure.margin is None:
+        return ""
+    size = f"{measure.margin:.3g}"
+    return f"1/{size} to {size} times" if measure.comparison == "ratio" else f"±{size}"
 
 
 def similarity_measures() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 from pipeline import bias, requirements
 from pipeline.bias import Audit
 from pipeline.files import write_atomically
-from pipeline.predictions import Predictions, read, read_groups
+from pipeline.groups import Column, checked
+from pipeline.predictions import GROUP, Predictions, read, read_groups
 from pipeline.registry import UserError
-from pipeline.report.words import number
+from pipeline.report.words import number, verdict_text, yardstick_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "'logits' or 'predictions', or with 'confusion' [C, C] (rows = true class); .csv with the header "
         "label,prediction[,group]; or a Predict folder of the store."
     )
-    parser.add_argument("--reference", required=True, metavar="REF", help="predictions of the dense network")
+    parser.add_argument(
+        "--reference",
+        required=True,
+        nargs="+",
+        metavar="REF",
+        help="predictions of the dense network; or one for each candidate, in their order: its own dense parent",
+    )
     parser.add_argument(
         "--candidate", required=True, nargs="+", metavar="CAND", help="predictions of trials of one method"
     )
@@ -36,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="REF2",
-        help="more dense networks: with REF they make the floor",
+        help="more dense networks: with a single REF they make the floor; several REF make it themselves",
     )
     parser.add_argument(
         "--groups", metavar="FILE", help=".csv with a column 'group' or .npz with 'groups', a row an example"
@@ -54,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         help="pseudo-count for classes without reference errors (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minimum-errors",
+        type=int,
+        default=5,
+        help="classes with fewer reference errors are named wherever they move a number (default: %(default)s)",
     )
     parser.add_argument(
         "--undefined",
@@ -81,57 +94,71 @@ Answers = str | Path | np.ndarray | Predictions
 
 def audit(
     *,
-    reference: Answers,
+    reference: Answers | Sequence[Answers],
     candidates: Answers | Sequence[Answers],
     reference_trials: Sequence[Answers] = (),
     labels: np.ndarray | None = None,
-    groups: str | Path | np.ndarray | None = None,
+    groups: str | Path | Sequence[object] | Mapping[str, Sequence[object]] | None = None,
     resamples: int = 2000,
     seed: int = 0,
     smoothing: float = 0.0,
+    minimum_errors: int = 5,
     undefined: str = "omit",
 ) -> Audit:
     """Compares classifiers with a reference on the same test set, class by class: what the verb ``audit`` does.
 
     Args:
-        reference: of the dense network.
+        reference: of the dense network, or of one for each candidate: its own dense parent.
         candidates: of one network, or of several trials of one method.
-        reference_trials: of more dense networks, which with ``reference`` make the floor.
+        reference_trials: of more dense networks, which with a single ``reference`` make the floor; several references
+            make it themselves.
         labels: [N] true classes, counted from 0; needed for arrays, files have their own.
-        groups: [N] of a second column to report by, or a file as for ``--groups``.
+        groups: [N] names of groups to report by, or a file as for ``--groups``: the column ``group``; a mapping holds
+            several columns by name. By default those of the files.
         resamples, seed: of the bootstrap. smoothing, undefined: for classes without reference errors.
+        minimum_errors: classes with fewer reference errors are named wherever they move a number.
 
     Raises:
         UserError: a file that cannot be read, or answers that do not belong together.
     """
     several = list(candidates) if isinstance(candidates, list | tuple) else [candidates]
-    named = [("reference", reference), *((f"candidate {number}", each) for number, each in enumerate(several, 1))]
+    parents = list(reference) if isinstance(reference, list | tuple) else [reference]
+    if len(parents) > 1 and reference_trials:
+        raise UserError(
+            f"reference_trials: {len(parents)} references make the floor themselves; drop them, or give one reference"
+        )
+    named = [(f"reference {number}" if len(parents) > 1 else "reference", one) for number, one in enumerate(parents, 1)]
+    named += [(f"candidate {number}", each) for number, each in enumerate(several, 1)]
     named += [(f"reference trial {number}", each) for number, each in enumerate(reference_trials, 1)]
     predictions = _understood(named, labels)
-    first, rest = predictions[0], predictions[1:]
-    if isinstance(groups, str | Path):
-        source, (numbers, group_names) = groups, read_groups(groups)
-    elif groups is not None:
-        source, (words, numbers) = "groups", np.unique(np.asarray(groups), return_inverse=True)
-        group_names = tuple(map(str, words))
-    else:
-        source, numbers, group_names = None, None, None
-    if numbers is not None and len(numbers) != len(first.labels):
-        raise UserError(f"{source}: {len(numbers)} groups for {len(first.labels)} examples; give one per example")
+    dense, rest = predictions[: len(parents)], predictions[len(parents) :]
+    first = dense[0]
     classes = bias.class_names(predictions)
     trials = rest[len(several) :]
+    known = [*dense, *trials]
     return bias.audit(
-        references=first,
+        references=dense,
         candidates=rest[: len(several)],
-        floor=bias.floor([first, *trials], classes=classes, smoothing=smoothing) if trials else None,
+        floor=bias.floor(known, classes=classes, smoothing=smoothing) if len(known) > 1 else None,
+        dense=trials,
+        minimum_errors=minimum_errors,
         classes=classes,
-        groups=numbers,
-        group_names=group_names,
+        groups=None if groups is None else _columns(groups, len(first.labels)),
         resamples=resamples,
         seed=seed,
         smoothing=smoothing,
         undefined=undefined,
     )
+
+
+def _columns(
+    groups: str | Path | Sequence[object] | Mapping[str, Sequence[object]], examples: int
+) -> dict[str, Column]:
+    """The columns that a caller gave; raises UserError where one has another length than the test set."""
+    if isinstance(groups, str | Path):
+        return checked({GROUP: read_groups(groups)}, examples, str(groups))
+    named = groups if isinstance(groups, Mapping) else {GROUP: groups}
+    return checked({name: Column.of(np.asarray(words).ravel()) for name, words in named.items()}, examples, "groups")
 
 
 def _understood(named: Sequence[tuple[str, Answers]], labels: np.ndarray | None) -> list[Predictions]:
@@ -168,9 +195,10 @@ def main(arguments: argparse.Namespace) -> int:
         resamples=arguments.resamples,
         seed=arguments.seed,
         smoothing=arguments.smoothing,
+        minimum_errors=arguments.minimum_errors,
         undefined=arguments.undefined,
     )
-    reference = str(Path(arguments.reference))
+    reference = ", ".join(str(Path(one)) for one in arguments.reference)
     gate = requirements.gate(required, {names_of(result): measured(result)})
     content = {"reference": reference, **result.to_json(), **({"gate": gate.to_json()} if required else {})}
     text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False)
@@ -264,7 +292,9 @@ def sentence(result: Audit) -> str:
         parts.append(f"The candidate gets {abs(lost):.1f} {'fewer' if lost > 0 else 'more'} of 100 examples right")
     low = result.cev_interval.low if result.cev_interval is not None else None
     moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
-    if result.cev == 0 and result.sde == 0:
+    if result.cev is None:
+        parts.append("but CEV and SDE do not exist: no class of the reference has errors to compare with.")
+    elif result.cev == 0 and result.sde == 0:
         parts.append("and every class changed alike.")
     elif moved or (low is not None and low > 0):
         parts.append("and the change is uneven: some classes were hit harder than chance explains.")
@@ -276,13 +306,39 @@ def sentence(result: Audit) -> str:
             f"{len(moved)} of {result.classes} classes moved away from the trend; for '{row['class']}' the share "
             f"missed went from {100 * row['fnr_reference']:.0f} % to {100 * row['fnr']:.0f} %."
         )
-    floor = result.measures["cev"].floor
-    if floor is not None:
-        beside = (
-            "more than" if floor.percentile == 100 else "less than" if floor.percentile == 0 else "within the range of"
+    return " ".join([*parts, *_beside_the_floor(result)])
+
+
+def _beside_the_floor(result: Audit) -> list[str]:
+    """What the floor says of CEV, and on which class it rests."""
+    cev, said = result.measures["cev"], []
+    record = cev.over_floor
+    if record is not None and record.verdict:
+        value = f"{number(record.value)} times ({number(record.low)} to {number(record.high)})"
+        what = f"Its CEV is {value} what equally good dense networks show against the same reference"
+        words = {
+            "above": "more than a change of seed does",
+            "below": "less than a change of seed does",
+            "equivalent": f"no different, within a factor of {number(record.margin)}",
+        }
+        told = f"could have shown {number(record.detectable)} times"
+        said.append(
+            f"{what}: {words.get(record.verdict, f'whether that is more cannot be told; these networks {told}')}."
         )
-        parts.append(f"Its CEV is {beside} what equally good dense networks show among each other.")
-    return " ".join(parts)
+    elif record is not None:
+        said.append(f"Its CEV has no verdict: {record.note}.")
+    if cev.carried_by:
+        name, share = next(iter(cev.carried_by.items()))
+        few = [each for each in result.scarce if cev.carried_by.get(each, 0) >= 0.1]
+        if share > 0.5:
+            said.append(f"{share:.0%} of it rest on the class '{name}'.")
+        if few:
+            verb = "has" if len(few) == 1 else "have"
+            names = ", ".join(f"'{each}'" for each in few[:5])
+            said.append(
+                f"{names} {verb} fewer than {result.minimum_errors} reference errors and moves it by a tenth or more."
+            )
+    return said
 
 
 def show(result: Audit, reference: str) -> None:
@@ -325,11 +381,13 @@ def show(result: Audit, reference: str) -> None:
     console.print(table)
     table = Table(title="Measures", title_justify="left", box=None, pad_edge=False)
     floors = result.floor_networks > 0
-    for heading in ("measure", "value", INTERVAL, "unit", *(("floor", "percentile") if floors else ())):
-        table.add_column(heading, justify="right" if heading in ("value", "percentile") else "left")
+    for heading in ("measure", "value", INTERVAL, "unit", *(("floor", "over floor") if floors else ())):
+        table.add_column(heading, justify="right" if heading == "value" else "left")
     for each in result.measures.values():
         floor = each.floor
-        more = (f"{number(floor.low)} to {number(floor.high)}", f"{floor.percentile:.0f}") if floor else ("–", "–")
+        beside = asdict(each.over_floor) if each.over_floor else {}
+        told = " ".join(filter(None, [yardstick_text(beside), verdict_text(beside)]))
+        more = (f"{number(floor.low)} to {number(floor.high)}" if floor else "–", told)
         table.add_row(each.title, number(each.value), _range(each.interval), each.unit, *(more if floors else ()))
     console.print(table)
     console.print(Text(footnote(result), style="dim"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -69,7 +70,8 @@ def plan(study: Study, data_root: Path) -> Plan:
         study.data, identity, study.network, study.train, study.seeds[0], _early_epochs(study), threads=study.threads
     )
     dense = tuple(_dense(Reference(study.network, study.train, study.seeds), first))
-    references = tuple(Predict(network) for network in dense)
+    predict = partial(Predict, groups_identity=study.data.groups_identity(data_root), class_groups=study.data.groups)
+    references = tuple(predict(network) for network in dense)
     floor = Floor(references, tuple(bias.MEASURES[name]() for name in bias.MEASURES), study.smoothing)
     alike = tuple(similarities.SIMILARITIES[name]() for name in similarities.SIMILARITIES)
 
@@ -90,7 +92,13 @@ def plan(study: Study, data_root: Path) -> Plan:
                     sparsity=sparsity,
                     recovery=then.called(),
                     networks=networks,
-                    score=Score(references, tuple(Predict(one) for one in networks), floor, study.resamples),
+                    score=Score(
+                        references,
+                        tuple(predict(one) for one in networks),
+                        floor,
+                        study.resamples,
+                        minimum_errors=study.minimum_errors,
+                    ),
                     similarities=tuple(similar(one.dense, one) for one in networks),
                     latency=_latency(networks[0]),
                 )

@@ -85,7 +85,10 @@ def note(store: Store, path: Path, study: Study, stages: Sequence[Stage]) -> Non
     content = {
         "note": path.stem,
         "study": study.study,
-        "identity": stages[0].identity if stages else "",
+        "identity": [
+            next((stage.identity for stage in stages if stage.kind == "train"), ""),
+            next((stage.groups_identity for stage in stages if stage.kind == "predict"), ""),
+        ],
         "stages": [
             [
                 stage.kind,
@@ -123,15 +126,15 @@ def recall(path: Path, config: Path, overrides: Sequence[str], data_root: Path) 
         name, identity = str(content["study"]), content["identity"]
         if not stages or stages[-1].kind != "report" or not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
             return None
-        if identity and identity != _identity(config, overrides, data_root):
+        if any(identity) and identity != _identity(config, overrides, data_root):
             return None
         return NotedPlan(name, tuple(stages))
     except (OSError, ValueError, KeyError, TypeError, IndexError, UserError):
         return None
 
 
-def _identity(config: Path, overrides: Sequence[str], data_root: Path) -> str:
-    """Of the data that a configuration names; it has been read before, so that it is sound."""
+def _identity(config: Path, overrides: Sequence[str], data_root: Path) -> list[str]:
+    """Of the data that a configuration names, and of its groups; it has been read before, so that it is sound."""
     from pipeline import yamlfile
     from pipeline.data import DATASETS, Data
     from pipeline.registry import options_of
@@ -140,4 +143,5 @@ def _identity(config: Path, overrides: Sequence[str], data_root: Path) -> str:
     told = {"name": told} if isinstance(told, str) else told
     own = {"name", *(option.name for option in options_of(DATASETS[told["name"]]))}
     dataset = DATASETS.build({name: value for name, value in told.items() if name in own}, "data")
-    return Data(dataset).identity(data_root)
+    data = Data(dataset)
+    return [data.identity(data_root), data.groups_identity(data_root)]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.files import write_atomically, written_aside
+from pipeline.groups import Column, Columns, checked, is_number, ordered
 from pipeline.registry import UserError, nearest
+from pipeline.table import filled_rows
 
 LARGEST_EXPANSION = 10_000_000  # examples that a confusion matrix may be written out to, some gigabytes of memory
-COLUMNS = ("label", "prediction", "group")
+GROUP = "group"  # what a column is called that has no name of its own
+COLUMNS, HEADER = ("label", "prediction", GROUP), "label,prediction[,group]"
 PREDICTIONS, CLASSES = "predictions.npz", "classes.json"  # the files of a Predict folder
 ARRAYS = ("labels", "logits", "predictions", "confusion", "groups", "classes", "ids")
+NUMBERS_OF, NAMES_OF = "groups:", "group_names:"  # what the arrays of a column of groups are called, before its name
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +33,7 @@ class Predictions:
         predictions: int64 [N], predicted class.
         logits: float [N, C] or None; the measures of confidence need them.
         classes: the C class names in the order of the numbers, or None.
-        groups: int64 [N] or None, a second column to report by (a sensitive attribute, a domain).
-        group_names: names of the groups in the order of their numbers, or None.
+        groups: columns to report by, by name (a sensitive attribute, a site); see `pipeline.groups`.
         source: how messages name it, usually a file.
         paired: False when only a confusion matrix is known, so that row *i* is just some example of its class.
 
@@ -44,8 +45,7 @@ class Predictions:
     predictions: np.ndarray
     logits: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
-    groups: np.ndarray | None = None
-    group_names: tuple[str, ...] | None = None
+    groups: Columns = field(default_factory=dict)
     source: str = "predictions"
     paired: bool = True
 
@@ -74,11 +74,7 @@ class Predictions:
             if count > len(classes) or (self.logits is not None and len(classes) != wanted):
                 raise UserError(f"{self.source}: {len(classes)} class names for {wanted} classes; name each class once")
             object.__setattr__(self, "classes", classes)
-        if self.groups is not None:
-            groups = _integers(self.groups, self.source, "groups")
-            if len(groups) != len(labels):
-                raise UserError(f"{self.source}: {len(labels)} labels but {len(groups)} groups; give one of each")
-            object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "groups", checked(self.groups, len(labels), self.source))
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "predictions", predictions)
 
@@ -141,14 +137,14 @@ def read(paths: Sequence[str | Path]) -> list[Predictions]:
     named = next((each for each in found if isinstance(each, Predictions) and each.classes is not None), None)
     if words:
         used = sorted({word for each in words for word in [*each.labels, *each.predictions]})
-        numbers = all(_is_number(word) for word in used)
+        numbers = all(is_number(word) for word in used)
         if named is not None and not numbers:
             classes = named.classes
         elif numbers:
             classes = None
         else:
             classes = tuple(used)
-        group_names = _ordered({word for each in words for word in each.groups or []})
+        group_names = ordered(word for each in words for word in each.groups or [])
         found = [_numbered(each, classes, group_names) if isinstance(each, _Words) else each for each in found]
     return found
 
@@ -178,7 +174,14 @@ def load(folder: Path, source: str) -> Predictions:
     return replace(found, classes=tuple(classes))
 
 
-def write(folder: Path, logits: np.ndarray, labels: np.ndarray, ids: np.ndarray, classes: Sequence[str]) -> None:
+def write(
+    folder: Path,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    classes: Sequence[str],
+    groups: Columns | None = None,
+) -> None:
     """Writes ``predictions.npz`` and ``classes.json`` into a folder, for ``load`` and the verb ``audit``.
 
     Args:
@@ -186,29 +189,29 @@ def write(folder: Path, logits: np.ndarray, labels: np.ndarray, ids: np.ndarray,
         labels: integers [N].
         ids: [N], what names each example.
         classes: the C class names in the order of the numbers.
+        groups: columns by name; each becomes two arrays, ``groups:kind`` (numbers) and ``group_names:kind``.
     """
     names = json.dumps(list(classes), ensure_ascii=False) + "\n"
+    columns = {}
+    for name, column in (groups or {}).items():
+        columns |= {NUMBERS_OF + name: column.numbers, NAMES_OF + name: np.array(column.names, np.str_)}
     with written_aside(folder / PREDICTIONS) as aside, aside.open("xb") as file:
-        np.savez(file, logits=logits, labels=labels, ids=ids)
+        np.savez(file, logits=logits, labels=labels, ids=ids, **columns)
     write_atomically(folder / CLASSES, names)
 
 
-def read_groups(path: str | Path) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Group numbers [N] and the names of the groups, from ``.npz`` ('groups') or ``.csv`` (column 'group')."""
+def read_groups(path: str | Path) -> Column:
+    """A column of groups from ``.npz`` (the array 'groups') or ``.csv`` (the column 'group')."""
     path = Path(path)
     if path.suffix == ".npz":
         arrays = _arrays(path, str(path))
         if "groups" not in arrays:
             raise UserError(f"{path}: no array 'groups'; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-        words = [str(value) for value in np.asarray(arrays["groups"]).ravel()]
-    else:
-        rows = _rows(path, known=None)
-        if not rows or "group" not in rows[0]:
-            raise UserError(f"{path}: no column 'group' with values; start the file with a header that names it")
-        words = [row["group"] for row in rows]
-    names = _ordered(set(words))
-    place = {name: i for i, name in enumerate(names)}
-    return np.array([place[word] for word in words], np.int64), names
+        return Column.of(np.asarray(arrays["groups"]).ravel())
+    rows = filled_rows(path, GROUP)
+    if not rows or GROUP not in rows[0]:
+        raise UserError(f"{path}: no column '{GROUP}' with values; start the file with a header that names it")
+    return Column.of(row[GROUP] for row in rows)
 
 
 def _read(path: Path) -> Predictions | _Words:
@@ -219,13 +222,13 @@ def _read(path: Path) -> Predictions | _Words:
     if path.suffix == ".npz":
         return _from_arrays(_arrays(path, str(path)), str(path))
     if path.suffix == ".csv":
-        rows = _rows(path, known=COLUMNS)
+        rows = filled_rows(path, HEADER, known=COLUMNS)
         if not rows:
             raise UserError(f"{path}: no examples; give at least one row below the header")
         for column in COLUMNS[:2]:
             if column not in rows[0]:
-                raise UserError(f"{path}: no column '{column}'; the header is label,prediction[,group]")
-        groups = [row["group"] for row in rows] if "group" in rows[0] else None
+                raise UserError(f"{path}: no column '{column}'; the header is {HEADER}")
+        groups = [row[GROUP] for row in rows] if GROUP in rows[0] else None
         return _Words(str(path), [row["label"] for row in rows], [row["prediction"] for row in rows], groups)
     raise UserError(f"{path}: '{path.suffix}' is not read here; give .npz, .csv or a folder with predictions.npz")
 
@@ -252,8 +255,9 @@ def _arrays(path: Path, source: str) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
+    columns = _columns(arrays, source)
     for name in arrays:
-        if name not in ARRAYS:
+        if name not in ARRAYS and not name.startswith((NUMBERS_OF, NAMES_OF)):
             raise UserError(f"{source}: unknown array '{name}'; {nearest(name, ARRAYS)}")
     classes = tuple(str(name) for name in arrays["classes"].ravel()) if "classes" in arrays else None
     if "confusion" in arrays:
@@ -272,32 +276,27 @@ def _from_arrays(arrays: dict[str, np.ndarray], source: str) -> Predictions:
             raise UserError(f"{source}: 'predictions' are not the largest 'logits'; give one of them")
     else:
         read = Predictions(arrays["labels"], arrays["predictions"], classes=classes, source=source)
-    return replace(read, groups=arrays["groups"]) if "groups" in arrays else read
+    return replace(read, groups=columns) if columns else read
 
 
-def _rows(path: Path, *, known: Sequence[str] | None) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            if not header:
-                raise UserError(f"{path}: empty file; start it with the header label,prediction[,group]")
-            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
-            if twice is not None:
-                raise UserError(f"{path}: column '{twice}' stands there twice; remove one")
-            for name in header if known is not None else ():
-                if name not in known:
-                    raise UserError(f"{path}: unknown column '{name}'; {nearest(name, known)}")
-            rows = []
-            for number, row in enumerate(reader, 2):
-                if not row:
-                    continue
-                if len(row) != len(header) or not all(cell.strip() for cell in row):
-                    raise UserError(f"{path}: line {number} has not {len(header)} filled columns; mend or remove it")
-                rows.append({name: cell.strip() for name, cell in zip(header, row, strict=True)})
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as .csv: {error}") from None
+def _columns(arrays: dict[str, np.ndarray], source: str) -> dict[str, Column]:
+    """The columns of groups that ``write`` wrote; an array 'groups' of whole numbers is one without a name."""
+    found = {}
+    if "groups" in arrays:
+        found[GROUP] = Column.of(_integers(arrays["groups"], source, "groups"))
+    for array in arrays:
+        kind, mark, name = array.partition(":")
+        if not mark or f"{kind}:" not in (NUMBERS_OF, NAMES_OF):
+            continue
+        other = (NAMES_OF if f"{kind}:" == NUMBERS_OF else NUMBERS_OF) + name
+        if other not in arrays:
+            raise UserError(f"{source}: '{array}' without '{other}'; give the numbers and the names of the groups")
+        numbers = _integers(arrays[NUMBERS_OF + name], source, NUMBERS_OF + name)
+        try:
+            found[name] = Column(numbers, tuple(map(str, arrays[NAMES_OF + name].ravel())))
+        except UserError as error:
+            raise UserError(f"{source}: '{NUMBERS_OF}{name}': {error}") from None
+    return found
 
 
 def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple[str, ...]) -> Predictions:
@@ -316,29 +315,14 @@ def _numbered(words: _Words, classes: tuple[str, ...] | None, group_names: tuple
                 )
         return np.array([place[value] for value in values], np.int64)
 
-    groups = None
-    if words.groups is not None:
-        spot = {name: i for i, name in enumerate(group_names)}
-        groups = np.array([spot[value] for value in words.groups], np.int64)
+    groups = {} if words.groups is None else {GROUP: Column.of(words.groups, group_names)}
     return Predictions(
         numbers(words.labels, "label"),
         numbers(words.predictions, "prediction"),
         classes=classes,
         groups=groups,
-        group_names=group_names if groups is not None else None,
         source=words.source,
     )
-
-
-def _is_number(word: str) -> bool:
-    return word.isascii() and (word[1:] if word.startswith("-") else word).isdigit()
-
-
-def _ordered(words: set[str]) -> tuple[str, ...]:
-    """Numbers by value, names by the alphabet."""
-    if words and all(_is_number(word) for word in words):
-        return tuple(sorted(words, key=Decimal))
-    return tuple(sorted(words))
 
 
 def refuse_one_class(count: int, source: str) -> None:

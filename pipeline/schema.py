@@ -341,6 +341,14 @@ class Study:
             le=1e9,
         ),
     ] = 0.0
+    minimum_errors: Annotated[
+        int,
+        Field(
+            description="a class with fewer errors of a dense network is named wherever it moves a number",
+            ge=0,
+            le=10_000_000,
+        ),
+    ] = 5
     similarity_examples: Annotated[
         int, Field(description="validation examples that similarity is measured on", ge=4, le=10_000_000)
     ] = 1000

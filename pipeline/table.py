@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.files import written_aside
-from pipeline.registry import UserError
+from pipeline.registry import UserError, nearest
 
 Row = dict[str, Any]
 
@@ -57,6 +57,40 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """Every row of a CSV as text; '' for an empty place."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def filled_rows(path: Path, header: str, *, known: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Every row of a CSV that somebody else wrote, as text without blanks around it.
+
+    Args:
+        header: what the file should start with, in words.
+        known: the columns that it may have; any by default.
+
+    Raises:
+        UserError: no header, a column twice or unknown, a line with an empty place, or no CSV at all.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            columns = [name.strip() for name in next(reader, [])]
+            if not columns:
+                raise UserError(f"{path}: empty file; start it with the header {header}")
+            twice = next((name for i, name in enumerate(columns) if name in columns[:i]), None)
+            if twice is not None:
+                raise UserError(f"{path}: column '{twice}' stands there twice; remove one")
+            for name in columns if known is not None else ():
+                if name not in known:
+                    raise UserError(f"{path}: unknown column '{name}'; {nearest(name, known)}")
+            rows = []
+            for number, row in enumerate(reader, 2):
+                if not row:
+                    continue
+                if len(row) != len(columns) or not all(cell.strip() for cell in row):
+                    raise UserError(f"{path}: line {number} has not {len(columns)} filled columns; mend or remove it")
+                rows.append({name: cell.strip() for name, cell in zip(columns, row, strict=True)})
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not readable as .csv: {error}") from None
 
 
 def write_long(path: Path, rows: Sequence[Row]) -> None:

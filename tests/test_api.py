@@ -83,7 +83,7 @@ def test_audit_by_groups_given_as_words():
     found = pipeline.audit(
         reference=DENSE.argmax(1), candidates=PRUNED.argmax(1), labels=LABELS, groups=groups, resamples=100
     )
-    per_group = {row["group"]: row for row in found.groups["per_group"]}
+    per_group = {row["group"]: row for row in found.groups["group"]["per_group"]}
     assert {name: row["support"] for name, row in per_group.items()} == {"few": 200, "many": 400}
     right = (PRUNED.argmax(1) == LABELS)[:200].mean()
     assert per_group["few"]["accuracy"] == pytest.approx(right)

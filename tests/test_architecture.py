@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "pipeline"
 # From the lowest to the highest.
 ROWS = (
-    ("registry",),
-    ("files", "machine"),
+    ("registry", "divergences"),
+    ("files", "machine", "groups"),
     ("stage", "table", "yamlfile"),
     ("store", "predictions", "data", "models", "folding", "efficiency"),
     ("statistics", "training", "pruning", "distillation", "inference", "similarities", "progress", "plan_notes"),

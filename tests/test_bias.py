@@ -17,6 +17,7 @@ from scipy import stats
 
 from pipeline import bias
 from pipeline.bias import MEASURES, Pair, Predictions, Rates, Table, cev, rates, rates_from_confusion, resampling, sde
+from pipeline.groups import Column
 from pipeline.registry import UserError
 from pipeline.statistics import holm
 from pipeline.table import read_long, select, write_long
@@ -35,9 +36,21 @@ def network(seed, *, labels, classes, wrong=0.3, logits=False, source="network")
     return Predictions.from_logits(labels, scores, source=source)
 
 
-def pair_of(reference, candidate, classes):
-    return Pair(reference, candidate, classes, reference.labels, classes)
+def groups_of(examples):
+    """A group of three for each example, the last one small."""
+    return np.random.default_rng(11).choice(3, examples, p=[0.5, 0.4, 0.1])
 
+
+def pair_of(reference, candidate, classes, groups=None):
+    groups = groups_of(len(reference.labels)) if groups is None else groups
+    return Pair(reference, candidate, classes, reference.labels, classes, groups, 3)
+
+
+# What a network has without another.
+ALONE = {"accuracy", "calibration_error", "recall_range", "recall_variance", "top5_accuracy", "worst_recall"}
+ALONE |= {"demographic_parity_difference", "equal_opportunity_difference", "equalized_odds_difference"}
+ALONE |= {"equalized_odds_ratio", "worst_group_accuracy"}
+WITHOUT_GROUPS = {name for name in MEASURES if not MEASURES[name].needs_groups}
 
 LABELS = np.random.default_rng(0).integers(0, 4, 400)
 DENSE = network(1, labels=LABELS, classes=4, logits=True, source="dense")
@@ -244,6 +257,49 @@ def slow_intensification(r, c, n):
     return stats.linregress(*balances).slope
 
 
+def slow_kl(reference, candidate):
+    total = 0.0
+    for first, second in zip(reference.logits, candidate.logits, strict=True):
+        p, q = slow_softmax(first.astype(float)), slow_softmax(second.astype(float))
+        total += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    return total / len(reference.labels)
+
+
+def slow_flips(reference, candidate):
+    rows = zip(reference.labels, reference.predictions, candidate.predictions, strict=True)
+    return sum((before == label) != (after == label) for label, before, after in rows) / len(reference.labels)
+
+
+def slow_group_rates(each, classes):
+    """Of each class the rates of the groups that have them: called by its name, found, falsely claimed."""
+    groups, found = groups_of(len(each.labels)), []
+    for c in range(classes):
+        rates_of_class = []
+        for among in (lambda label: True, lambda label, c=c: label == c, lambda label, c=c: label != c):
+            of_groups = []
+            for g in range(3):
+                rows = [i for i in range(len(groups)) if groups[i] == g and among(each.labels[i])]
+                if rows:
+                    of_groups.append(sum(each.predictions[i] == c for i in rows) / len(rows))
+            rates_of_class.append(of_groups)
+        found.append(rates_of_class)
+    return found
+
+
+def slow_apart(each, classes, *kinds):
+    return max(max(rates[k]) - min(rates[k]) for rates in slow_group_rates(each, classes) for k in kinds)
+
+
+def slow_odds_ratio(each, classes):
+    both = [rates[k] for rates in slow_group_rates(each, classes) for k in (1, 2)]
+    return min(min(rates) / max(rates) if max(rates) else 1.0 for rates in both if len(rates) > 1)
+
+
+def slow_worst_group(each):
+    groups, right = groups_of(len(each.labels)), each.predictions == each.labels
+    return min(sum(right[groups == g]) / sum(groups == g) for g in range(3))
+
+
 SLOW = {
     "accuracy": lambda r, c, n: slow_accuracy(c),
     "accuracy_change": lambda r, c, n: slow_accuracy(c) - slow_accuracy(r),
@@ -252,8 +308,15 @@ SLOW = {
     "cev": slow_cev,
     "cev_corrected": slow_cev_corrected,
     "churn": lambda r, c, n: sum(a != b for a, b in zip(r.predictions, c.predictions, strict=True)) / len(r.labels),
+    "demographic_parity_difference": lambda r, c, n: slow_apart(c, n, 0),
+    "equal_opportunity_difference": lambda r, c, n: slow_apart(c, n, 1),
+    "equalized_odds_difference": lambda r, c, n: slow_apart(c, n, 1, 2),
+    "equalized_odds_difference_change": lambda r, c, n: slow_apart(c, n, 1, 2) - slow_apart(r, n, 1, 2),
+    "equalized_odds_ratio": lambda r, c, n: slow_odds_ratio(c, n),
+    "flips": lambda r, c, n: slow_flips(r, c),
     "intensification": slow_intensification,
     "js_divergence": lambda r, c, n: slow_js(r, c),
+    "kl": lambda r, c, n: slow_kl(r, c),
     "max_excess_accuracy_gap": lambda r, c, n: max(
         (a - b) - (slow_accuracy(r) - slow_accuracy(c))
         for a, b in zip(slow_recalls(r, n), slow_recalls(c, n), strict=True)
@@ -262,8 +325,12 @@ SLOW = {
     "recall_variance": lambda r, c, n: np.var(slow_recalls(c, n)),
     "sde": lambda r, c, n: sum(abs(x - y) for x, y in slow_d(r, c, n)) / len(slow_d(r, c, n)) / math.sqrt(2),
     "sde_corrected": slow_sde_corrected,
+    "cev_common": slow_cev,  # of one dense network; of several in test_yardsticks.py
+    "sde_common": lambda r, c, n: SLOW["sde"](r, c, n),
     "top5_accuracy": lambda r, c, n: slow_top5(c),
     "top5_accuracy_change": lambda r, c, n: slow_top5(c) - slow_top5(r),
+    "worst_group_accuracy": lambda r, c, n: slow_worst_group(c),
+    "worst_group_accuracy_change": lambda r, c, n: slow_worst_group(c) - slow_worst_group(r),
     "worst_recall": lambda r, c, n: min(slow_recalls(c, n)),
 }
 
@@ -309,7 +376,7 @@ def test_measure_says_what_it_is(name):
 @pytest.mark.parametrize("name", list(MEASURES))
 def test_measure_of_a_network_and_itself(name):
     value = Table([pair_of(DENSE, DENSE, 4)], [MEASURES[name]()]).point()[0][name][0]
-    if name in ("accuracy", "calibration_error", "top5_accuracy", "worst_recall", "recall_range", "recall_variance"):
+    if name in ALONE:
         assert value >= 0
     else:
         assert value == pytest.approx(1.0 if name == "intensification" else 0.0, abs=1e-12)
@@ -393,8 +460,8 @@ def test_a_resample_has_the_values_of_the_same_examples_written_out():
     members = [np.flatnonzero(table.cell == cell) for cell in range(len(table.multiplicity))]
     for b in range(5):
         rows = np.concatenate([np.resize(members[k], int(weights[k, b])) for k in range(len(members))])
-        dense = Predictions(LABELS[rows], DENSE.predictions[rows])
-        drawn = [pair_of(dense, Predictions(LABELS[rows], each.predictions[rows]), 4) for each in PRUNED]
+        dense, groups = Predictions(LABELS[rows], DENSE.predictions[rows]), groups_of(len(LABELS))[rows]
+        drawn = [pair_of(dense, Predictions(LABELS[rows], each.predictions[rows]), 4, groups) for each in PRUNED]
         expected = Table(drawn, measures).point()[0]
         for name, value in values.items():
             assert value[b] == pytest.approx(expected[name], rel=1e-9, abs=1e-9), name
@@ -436,13 +503,14 @@ def test_spread_over_seeds_is_that_of_a_mean():
 
 def test_jackknife_leaves_one_example_out():
     measures = [MEASURES[name]() for name in ("cev", "cev_corrected", "churn", "worst_recall")]
+    measures += [MEASURES[name]() for name in ("equalized_odds_difference", "worst_group_accuracy")]
     pair = pair_of(DENSE, PRUNED[0], 4)
     table = Table([pair], measures)
     values = table.jackknife()
     for row in range(0, len(LABELS), 57):
         kept = np.arange(len(LABELS)) != row
         both = [Predictions(LABELS[kept], each.predictions[kept]) for each in (DENSE, PRUNED[0])]
-        expected = Table([pair_of(*both, 4)], measures).point()[0]
+        expected = Table([pair_of(*both, 4, groups_of(len(LABELS))[kept])], measures).point()[0]
         for name, value in values.items():
             assert value[table.cell[row]] == pytest.approx(expected[name], rel=1e-9), name
 
@@ -577,15 +645,20 @@ def test_audit_holds_the_plain_functions():
     assert [trial["cev"] for trial in result.trials] == pytest.approx(list(cev(dense, trials).trials))
     assert result.per_class[2]["fnr_reference"] == pytest.approx(dense.fnr[2])
     assert result.per_class[2]["fpr"] == pytest.approx(np.mean([trial.fpr[2] for trial in trials]))
-    assert set(result.measures) == set(MEASURES)
+    assert set(result.measures) == WITHOUT_GROUPS
+    assert result.left_out == dict.fromkeys(set(MEASURES) - WITHOUT_GROUPS, "needs groups")
     dense_rates = [dense, *trials[:2]]
     floor = [cev(a, b).value for a, b in itertools.permutations(dense_rates, 2)]
     found = result.measures["cev"].floor
-    assert found.pairs == 6 and found.mean == pytest.approx(np.mean(floor))
-    assert found.excess == pytest.approx(result.cev - np.mean(floor))
-    assert found.percentile == pytest.approx(100 * np.mean(np.array(floor) <= result.cev))
+    assert found.pairs == 6 and found.mean == pytest.approx(stats.gmean(floor))
+    assert [found.low, found.high] == pytest.approx([min(floor), max(floor)])
+    beside = (
+        np.log([cev(dense, each).value for each in trials]).mean()
+        - np.log([cev(dense, x).value for x in trials[:2]]).mean()
+    )
+    assert result.measures["cev"].over_floor.value == pytest.approx(np.exp(beside))
     assert all(each.interval is not None for each in result.measures.values())
-    assert {row["measure"] for row in result.rows()} == set(MEASURES) and len(result.per_class_rows()) == 4
+    assert {row["measure"] for row in result.rows()} == WITHOUT_GROUPS and len(result.per_class_rows()) == 4
     assert (
         bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
         == bias.audit(references=DENSE, candidates=PRUNED, resamples=200).to_json()
@@ -594,7 +667,8 @@ def test_audit_holds_the_plain_functions():
 
 def test_groups_are_the_test_set_cut_up():
     groups = np.random.default_rng(3).integers(0, 3, len(LABELS))
-    result = bias.audit(references=DENSE, candidates=PRUNED[:1], groups=groups, resamples=100).groups
+    columns = {"site": Column.of(groups)}
+    result = bias.audit(references=DENSE, candidates=PRUNED[:1], groups=columns, resamples=100).groups["site"]
     for g, row in enumerate(result["per_group"]):
         inside = groups == g
         before, after = (Predictions.from_logits(LABELS[inside], each.logits[inside]) for each in (DENSE, PRUNED[0]))
@@ -686,8 +760,7 @@ def test_measure_declares_what_reports_ask(name):
     kind = MEASURES[name]
     assert kind.short and kind.comparison in ("ratio", "difference") and kind.headline >= 0
     assert kind.corrected == "" or MEASURES[kind.corrected].noise_free
-    alone = ("accuracy", "worst_recall", "recall_range", "recall_variance", "calibration_error", "top5_accuracy")
-    assert kind.compares == (name not in alone)
+    assert kind.compares == (name not in ALONE)
     # What is alone does not look at the reference, what compares does.
     labels = np.random.default_rng(5).integers(0, 7, 300)
     one, other, candidate = (network(seed, labels=labels, classes=7, logits=True) for seed in (31, 32, 33))
@@ -700,10 +773,8 @@ def test_headline_columns():
     assert heads == [(1, "accuracy"), (2, "CEV"), (3, "SDE")]
     assert MEASURES["churn"].short == "churn" and MEASURES["accuracy"].digits == 4
     assert {name for name in MEASURES if MEASURES[name].comparison == "ratio"} == {
-        "cev",
-        "sde",
-        "churn",
-        "js_divergence",
+        *("cev", "sde", "cev_common", "sde_common"),
+        *("churn", "flips", "js_divergence", "kl"),
     }
 
 
@@ -712,27 +783,24 @@ def test_floor_is_every_pair_taken_by_itself():
     dense = [network(seed, labels=LABELS, classes=4, logits=True) for seed in range(4)]
     plain = [rates(LABELS, each.predictions) for each in dense]
     found = bias.floor(dense)
-    assert found.networks == 4 and set(found.values) == set(MEASURES)
+    assert found.networks == 4 and set(found.values) == WITHOUT_GROUPS
     for i, j in itertools.product(range(4), repeat=2):
         if i == j:
             assert all(np.isnan(values[i, j]) for values in found.values.values())
             continue
         assert found.values["cev"][i, j] == pytest.approx(cev(plain[i], plain[j]).value, rel=1e-12)
         assert found.values["sde"][i, j] == pytest.approx(sde(plain[i], plain[j]).value, rel=1e-12)
-        alone = bias.audit(references=dense[i], candidates=dense[j], resamples=100)
+        alone = bias.audit(references=dense[i], candidates=dense[j], dense=dense, resamples=100)
         for name, values in found.values.items():
-            assert values[i, j] == alone.measures[name].estimate, name  # to the last bit
-    values = found.pairs("cev")
-    assert np.array_equal(values, [found.values["cev"][place] for place in itertools.permutations(range(4), 2)])
+            if name.endswith("_common"):  # the dense networks' mean is taken in another order
+                assert values[i, j] == pytest.approx(alone.measures[name].estimate, rel=1e-12)
+            else:
+                assert values[i, j] == alone.measures[name].estimate, name  # to the last bit
+    values = np.array([found.values["cev"][place] for place in itertools.permutations(range(4), 2)])
     audited = bias.audit(references=dense[0], candidates=PRUNED[0], floor=found, resamples=100).measures["cev"]
-    assert audited.floor == bias.Floor(
-        mean=values.mean(),
-        low=np.quantile(values, 0.025),
-        high=np.quantile(values, 0.975),
-        excess=audited.estimate - values.mean(),
-        percentile=100 * (values <= audited.estimate).mean(),
-        pairs=12,
-    )
+    assert audited.floor == bias.Floor(pytest.approx(stats.gmean(values)), values.min(), values.max(), 12)
+    change = found.summary("accuracy_change")
+    assert change.mean == pytest.approx(found.values["accuracy_change"][~np.eye(4, dtype=bool)].mean())
     smoothed = bias.floor(dense, smoothing=0.5, measures=["churn"])
     assert set(smoothed.values) == {"cev", "sde", "churn"}
     # The measure's pseudo-count stands above equal denominators, that of the function in both.
@@ -748,8 +816,8 @@ def test_a_floor_of_networks_that_know_less():
         [True, False, False],
         [False] * 3,
     ]
-    assert np.isfinite(found.pairs("cev")).all() and np.isfinite(found.pairs("churn")).all()
-    assert bias.floor([DENSE]).networks == 1 and len(bias.floor([DENSE]).pairs("cev")) == 0
+    assert found.summary("cev").pairs == found.summary("churn").pairs == 6 and found.summary("js_divergence").pairs == 2
+    assert bias.floor([DENSE]).networks == 1 and bias.floor([DENSE]).summary("cev") is None
     lonely = bias.audit(references=DENSE, candidates=PRUNED, floor=bias.floor([DENSE]), resamples=100)
     assert lonely.measures["cev"].floor is None and lonely.to_json()["floor"] is None
     with pytest.raises(UserError, match="b: labels differ from a"):
@@ -766,9 +834,10 @@ def test_floor_rows_come_back_as_they_were(tmp_path):
     for name, values in found.values.items():
         assert np.array_equal(again.values[name], values, equal_nan=True), name
         (summary,) = rows_without_seed(rows, name)
-        known = found.pairs(name)[np.isfinite(found.pairs(name))]
-        assert summary["value"] == pytest.approx(known.mean(), rel=1e-15)
-        assert (summary["low"], summary["high"]) == tuple(np.quantile(known, [0.025, 0.975]))
+        known = values[np.isfinite(values)]
+        mean = stats.gmean(known) if MEASURES[name].comparison == "ratio" else known.mean()
+        assert summary["value"] == pytest.approx(mean, rel=1e-12)
+        assert (summary["low"], summary["high"]) == (known.min(), known.max())
         assert (summary["unit"], summary["better"]) == (MEASURES[name].unit, MEASURES[name].better)
         pairs = [row for row in rows if row["measure"] == name and row.get("seed") is not None]
         assert len(pairs) == 12
@@ -785,7 +854,7 @@ def test_alone_against_slow_loops():
     labels = np.random.default_rng(5).integers(0, 7, 300)
     one = network(6, labels=labels, classes=7, logits=True)
     found = bias.alone(one)
-    assert set(found) == {name for name in MEASURES if not MEASURES[name].compares}
+    assert set(found) == {name for name in WITHOUT_GROUPS if not MEASURES[name].compares}
     for name, value in found.items():
         assert value == pytest.approx(SLOW[name](None, one, 7), rel=1e-9, abs=1e-12), name
     assert set(bias.alone(network(6, labels=labels, classes=7))) == set(found) - {"calibration_error", "top5_accuracy"}
@@ -809,9 +878,8 @@ def test_accuracy_is_the_exact_share(examples, seed):
 def test_long_rows_agree_with_the_json(tmp_path):
     groups = np.random.default_rng(3).integers(0, 2, len(LABELS))
     dense = [network(seed, labels=LABELS, classes=4, logits=True) for seed in (1, 2, 3)]
-    found = bias.audit(
-        references=dense, candidates=PRUNED, groups=groups, group_names=("north", "south"), resamples=100
-    )
+    columns = {"site": Column(groups, ("north", "south"))}
+    found = bias.audit(references=dense, candidates=PRUNED, groups=columns, resamples=100)
     write_long(tmp_path / "bias.csv", found.long_rows((4, 5, 6)))
     rows, result = read_long(tmp_path / "bias.csv"), found.to_json()
     whole = [row for row in rows if row["group"] is None]
@@ -838,14 +906,15 @@ def test_long_rows_agree_with_the_json(tmp_path):
         assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in quantities}
     assert {row["unit"] for row in select(of_classes, measure="d_fpr")} == {"percent"}
     assert {row["unit"] for row in select(of_classes, measure="support")} == {"examples"}
-    for said in result["groups"]["per_group"]:
-        inside = select(rows, group=said["group"])
+    for said in result["groups"]["site"]["per_group"]:
+        inside = select(rows, group=f"site={said['group']}")
         for row in select(inside, **{"class": None}):
             assert row["value"] == said[row["measure"]] and row["seed"] is None
-        assert {row["measure"] for row in select(inside, kind="bias")} == set(MEASURES)
-    for said in result["groups"]["per_class_within_group"]:
-        own = select(rows, group=said["group"], **{"class": said["class"]})
-        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in quantities}
+        assert {row["measure"] for row in select(inside, kind="bias")} == WITHOUT_GROUPS
+    for said in result["groups"]["site"]["per_class_within_group"]:
+        own = select(rows, group=f"site={said['group']}", **{"class": said["class"]})
+        inside = {name for name in quantities if not name.endswith("_share")}  # what a class carries is of all groups
+        assert {row["measure"]: row["value"] for row in own} == {name: said[name] for name in inside}
     with pytest.raises(ValueError):
         found.long_rows((4, 5))
 
@@ -922,10 +991,9 @@ BAD = {
         references=Predictions(ONES, ONES * 0), candidates=Predictions(ONES, ONES)
     ),
     "is no measure; known": lambda: bias.audit(references=DENSE, candidates=PRUNED, measures=["cve"]),
-    "do not exist|does not exist|not exist": lambda: bias.audit(
-        references=Predictions([0, 1], [0, 1]), candidates=Predictions([0, 1], [1, 0])
+    "groups: 3 groups in column 'site' for 400 examples": lambda: bias.audit(
+        references=DENSE, candidates=PRUNED, groups={"site": Column.of([0, 1, 0])}, resamples=100
     ),
-    "group": lambda: bias.audit(references=DENSE, candidates=PRUNED, groups=np.zeros(3, int), resamples=100),
     "counts 1,000,000,000,003 examples": lambda: Predictions.from_confusion([[10**12, 1], [1, 1]]),
     "more than 2.53 are not exact": lambda: rates_from_confusion([[1e300, 1], [1, 1]]),
     "smoothing: 1e.07 is above 1e.06": lambda: bias.audit(references=DENSE, candidates=PRUNED, smoothing=1e7),
@@ -935,6 +1003,18 @@ BAD = {
     "no networks for the floor": lambda: bias.floor([]),
     "method: 'bcaa'": lambda: bias.audit(references=DENSE, candidates=PRUNED, method="bcaa", resamples=100),
 }
+
+
+def test_a_reference_without_errors_leaves_the_rest_of_the_audit():
+    labels = np.arange(40) % 4
+    perfect = [Predictions(labels, labels, source=f"perfect {number}") for number in range(3)]
+    candidate = network(3, labels=labels, classes=4)
+    found = bias.audit(references=perfect[0], candidates=candidate, floor=bias.floor(perfect), resamples=100)
+    assert found.cev is found.sde is found.cev_interval is None and found.classes_used == 0
+    assert any(note.startswith("CEV and SDE do not exist: in it the reference makes no errors") for note in found.notes)
+    assert found.measures["accuracy"].value == (candidate.predictions == labels).mean()
+    record = found.measures["cev"].over_floor
+    assert record.verdict == "" and record.value is None and "no candidate has a value" in record.note
 
 
 @pytest.mark.parametrize("message", BAD)

@@ -20,6 +20,7 @@ from pipeline.data import DATASETS, Augmentation, Data, Normalisation, Split, st
 from pipeline.data import folder as image_folder
 from pipeline.data.batches import Batches, ImageView, UniformOrder
 from pipeline.data.split import MappedRows
+from pipeline.groups import Column
 from pipeline.registry import UserError
 
 
@@ -190,9 +191,10 @@ def test_draws_of_images_are_those_that_every_network_so_far_was_trained_with():
 
 
 def test_groups_follow_their_examples():
-    split = replace(random_split(), groups={"site": np.arange(23) * 10})
+    split = replace(random_split(), groups={"site": Column.of(np.arange(23) * 10)})
     rows = np.array([3, 3, 7])
-    assert split.take(rows).take(np.array([False, True, True])).groups["site"].tolist() == [30, 70]
+    found = split.take(rows).take(np.array([False, True, True])).groups["site"]
+    assert [found.names[number] for number in found.numbers] == ["30", "70"]
     assert random_split().groups == {}
 
 

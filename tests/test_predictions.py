@@ -84,7 +84,7 @@ def test_numbers_mean_the_same_in_all_files(tmp_path):
     rows = "label,prediction,group\n" + "".join(f"{NAMES[a]},{NAMES[(a + 1) % 3]},10\n" for a in LABELS[:-1])
     one, two = predictions.read([write(tmp_path, "x.csv", rows + f"{NAMES[LABELS[-1]]},dog,9\n"), tmp_path])
     assert one.classes == two.classes == NAMES and np.array_equal(one.labels, two.labels)
-    assert one.group_names == ("9", "10") and one.groups.tolist() == [1] * 299 + [0]
+    assert one.groups["group"].names == ("9", "10") and one.groups["group"].numbers.tolist() == [1] * 299 + [0]
     (alone,) = predictions.read([write(tmp_path, "y.csv", "label,prediction\n2,0\n10,2\n")])
     assert alone.classes is None and alone.labels.tolist() == [2, 10] and alone.predictions.tolist() == [0, 2]
     (named,) = predictions.read([write(tmp_path, "z.csv", "label,prediction\nb,a\na,c\n")])
@@ -102,8 +102,8 @@ def test_groups_are_numbered_in_order(words, names, tmp_path):
         write(tmp_path, "g.csv", "group\n" + "\n".join(words)),
         save(tmp_path, "g.npz", groups=np.array(words)),
     ):
-        numbers, found = predictions.read_groups(path)
-        assert found == names and [names[number] for number in numbers] == words
+        found = predictions.read_groups(path)
+        assert found.names == names and [names[number] for number in found.numbers] == words
     with pytest.raises(UserError, match="no array 'groups'; it holds labels"):
         predictions.read_groups(save(tmp_path, "none.npz", labels=LABELS))
     with pytest.raises(UserError, match="no column 'group'"):

@@ -19,6 +19,7 @@ from scipy import stats
 from pipeline import bias, report
 from pipeline.bias import MEASURES, Measure
 from pipeline.efficiency import COSTS, Curve
+from pipeline.groups import Column
 from pipeline.predictions import Predictions
 from pipeline.registry import Registry
 from pipeline.report import catalogue, words
@@ -37,6 +38,7 @@ CELLS = [
 ]
 CLASSES = ("cat", "dog", "bird", "fish")
 DENSE = ("dense", 0.0, "none")
+WHOLE = [name for name in MEASURES if not MEASURES[name].needs_groups]  # those of the whole test set
 
 
 def declare(monkeypatch):
@@ -216,7 +218,7 @@ def test_wide_table_holds_the_long_one(finished):
         *("dataset", "model", "seed", "pruning", "sparsity_asked", "sparsity_reached", "recovery"),
         *("accuracy", "cev", "sde", "cka", "parameters", "bytes", "macs_ratio", "latency_b1", "latency_b128", "folder"),
     ]
-    per_network = {name for name in MEASURES if not MEASURES[name].over_trials}
+    per_network = {name for name in WHOLE if not MEASURES[name].over_trials}
     assert set(columns[17:]) == per_network - {"accuracy", "cev", "sde"}
     assert [(run["pruning"], run["sparsity_asked"], run["recovery"], run["seed"]) for run in found.runs] == [
         (pruning, str(asked), recovery, str(seed)) for pruning, asked, recovery in (DENSE, *CELLS) for seed in range(3)
@@ -236,15 +238,23 @@ def test_wide_table_holds_the_long_one(finished):
             assert run[name] == "" if value is None else float(run[name]) == value
             cells += value is not None
     assert cells > 200 and found.runs[0]["bytes"] == "4096"
-    assert [row["value"] for row in found.rows] == [row["value"] for row in arguments["rows"]]
+    given, added = found.rows[: len(arguments["rows"])], found.rows[len(arguments["rows"]) :]
+    assert [row["value"] for row in given] == [row["value"] for row in arguments["rows"]]
+    for row in added:  # the yardsticks
+        title = row["pruning"], row["sparsity_asked"], row["recovery"]
+        record = dict(arguments["audits"])[title]["measures"][row["measure"]]["over_floor"]
+        assert [row[key] for key in ("value", "low", "high")] == [record[key] for key in ("value", "low", "high")]
+        assert row["kind"] == "over_floor" and row["seed"] is None
+    assert {row["measure"] for row in added} == {name for name in per_network if MEASURES[name].compares}
 
 
 def test_main_table_and_summary(finished):
     arguments, found = finished
     header, *body = found.summary["table"]["header"], *found.summary["table"]["rows"]
     assert header == [
-        *("pruning", "sparsity", "recovery", "accuracy", "CEV", "CEV over floor", "CEV without noise (95 %)"),
-        *("SDE", "SDE over floor", "SDE without noise (95 %)", "CKA", "MACs", "latency b1", "latency b128"),
+        *("pruning", "sparsity", "recovery", "accuracy", "CEV", "CEV over floor", "CEV over control"),
+        *("CEV without noise (95 %)", "SDE", "SDE over floor", "SDE over control", "SDE without noise (95 %)", "CKA"),
+        *("MACs", "latency b1", "latency b128"),
     ]
     assert len(body) == 1 + len(CELLS) + 1 and body[-1][0] == "floor (dense pairs)"
     assert text_of(found.page)[: len(body) + 1] == [header, *body]
@@ -256,10 +266,10 @@ def test_main_table_and_summary(finished):
         assert shown["accuracy"] == f"{right.mean():.4f} ± {right.std(ddof=1):.4f}"
         assert shown["CEV"] == f"{number(cev.mean())} ± {number(cev.std(ddof=1))}"
         assert line["cev"] == pytest.approx(cev.mean()) and line["cev_spread"] == pytest.approx(cev.std(ddof=1))
-        floor = audit["floor"]["cev"]
-        assert line["cev_excess"] == pytest.approx(cev.mean() - floor["mean"])
-        assert line["cev_clear"] == (cev > floor["high"]).all() and line["cev_above"] == (cev > floor["high"]).sum()
-        assert shown["CEV over floor"] == number(line["cev_excess"]) + " *" * line["cev_clear"]
+        beside = audit["measures"]["cev"]["over_floor"]
+        assert line["over_floor"]["cev"] == beside and line["over_control"] == {}
+        assert shown["CEV over floor"] == f"{number(beside['value'])} {words.MARKS[beside['verdict']]}"
+        assert shown["CEV over control"] == "" and line["carried_by"]["cev"] == audit["measures"]["cev"]["carried_by"]
         assert line["cev_interval"] == audit["cev_interval"] and line["classes_used"] == audit["classes_used"]
         assert line["cev_corrected"] == audit["measures"]["cev_corrected"]["value"]
         low, high = audit["cev_interval"]
@@ -267,7 +277,8 @@ def test_main_table_and_summary(finished):
         assert shown["MACs"] == f"{1 - title[1] / 2:.2f}" and shown["latency b1"] == "0.90"
     assert found.summary["lines"][0]["cev"] is found.summary["lines"][0]["cka"] is None
     floor = arguments["audits"][0][1]["floor"]["sde"]
-    assert found.summary["floor"]["sde"] == {key: floor[key] for key in ("mean", "low", "high", "pairs")}
+    assert found.summary["floor"]["sde"].pop("carried_by").keys() == set(CLASSES)
+    assert found.summary["floor"]["sde"] == floor
     like = [0.7 + 0.1 * mine + 0.01 * other for mine, other in itertools.permutations(range(3), 2)]
     assert found.summary["floor"]["cka"] == pytest.approx(
         {"mean": np.mean(like), "spread": np.std(like, ddof=1), "pairs": 6}
@@ -277,6 +288,7 @@ def test_main_table_and_summary(finished):
     )
     seen = printed(found.summary)
     assert "tiny: resnet8 on noise, 3 seeds, mean ± standard deviation over seeds" in seen and "without" not in seen
+    assert "control" not in seen
     assert all(cells[4] in seen for cells in body) and "A mask saves no time" in seen
 
 
@@ -286,11 +298,13 @@ def test_files_hold_the_audits(finished):
         (r["pruning"], r["sparsity_asked"], r["recovery"], r["measure"]): r
         for r in table(found.folder / "measures.csv")
     }
-    assert len(rows) == len(CELLS) * len(list(MEASURES))
+    assert len(rows) == len(CELLS) * len(WHOLE)
     for (pruning, asked, recovery), audit in arguments["audits"]:
         for name, value in audit["measures"].items():
             row = rows[pruning, str(asked), recovery, name]
             assert [row["value"], row["floor_mean"]] == [str(value["value"]), str(value["floor"]["mean"])]
+            beside = value["over_floor"] or dict.fromkeys(("value", "verdict"), "")
+            assert [row["over_floor"], row["over_floor_verdict"]] == [str(beside["value"]), beside["verdict"]]
             assert row["published"] == ("" if value["published"] is None else str(value["published"]))
     classes = table(found.folder / "per_class.csv")
     assert [row["fnr"] for row in classes] == [
@@ -334,7 +348,14 @@ def test_every_measure_of_every_cell_is_on_the_page(finished):
             assert shown[1] == " to ".join(number(end) for end in value["interval"])
             assert shown[2:4] == [value["unit"], value["better"]]
             assert shown[4].startswith(number(value["floor"]["mean"]) + " (")
-            assert shown[5:] == [number(value["floor"]["excess"]), number(value["floor"]["percentile"])]
+            beside = value["over_floor"]
+            if beside is None:  # of all seeds together
+                assert shown[5:] == ["–", "–"]
+                assert MEASURES[measure].over_trials or not MEASURES[measure].compares
+            else:
+                ends = "" if beside["low"] is None else f" ({number(beside['low'])} to {number(beside['high'])})"
+                told = f"{number(beside['value'])}{ends} {words.verdict_text(beside)}".rstrip()
+                assert shown[5:] == [told, "–"]
         assert {f"Linear CKA, {layer}" for layer in LAYERS} <= set(rows)
         assert rows["Latency over the dense network's, batch 1"][:2] == ["0.90", "0.8 to 0.95"]
 
@@ -440,7 +461,8 @@ def test_an_audit_page_is_built_from_the_same_frame(registries):
     assert len(rows) == 4
     for row, known in zip(rows, sorted(result.per_class, key=lambda row: -row["excess_accuracy_gap"]), strict=True):
         assert row[0] == known["class"] and row[1] == str(known["support"])
-        assert row[2:5] == [number(known[key]) for key in ("fnr_reference", "fnr", "d_fnr")]
+        assert row[2:4] == [str(known["missed_reference"]), str(known["claimed_reference"])]
+        assert row[4:7] == [number(known[key]) for key in ("fnr_reference", "fnr", "d_fnr")]
 
 
 def test_a_headline_measure_stands_on_the_audit_page(registries):
@@ -453,7 +475,8 @@ def test_a_headline_measure_stands_on_the_audit_page(registries):
 
     dense, pruned = predictions(0, 0.3), predictions(1, 0.4)
     groups = np.arange(240) % 2
-    result = bias.audit(references=dense, candidates=pruned, groups=groups, group_names=("n", "s"), resamples=100)
+    columns = {"group": Column(groups, ("n", "s"))}
+    result = bias.audit(references=dense, candidates=pruned, groups=columns, resamples=100)
     page = auditing.page(result, "dense")
     cards = re.findall(r'class="card"><span>(.*?)</span><b>(.*?)</b><span>(.*?)</span>', page)
     assert [card[0] for card in cards] == ["Accuracy", "CEV", "SDE", "Flips", "Classes used"]
@@ -483,16 +506,18 @@ def test_a_study_without_pruning(registries, tmp_path):
 
 def test_one_seed_has_no_floor(registries, tmp_path):
     found = written(tmp_path / "a", build(seeds=1))
-    assert found.summary["sentences"][0].startswith("With one seed there is no floor: two equally good dense")
+    assert found.summary["sentences"][0].startswith("With one seed there is no floor: equally good dense")
     assert "no CEV or SDE here can be read" in found.page and "Run at least three seeds" in found.page
     assert found.summary["floor"] == {"cev": None, "sde": None, "cka": None}
     assert found.summary["table"]["rows"][-1][0] != "floor (dense pairs)" and "±" not in printed(found.summary)
-    assert all(line["cev_clear"] is line["cev_spread"] is None for line in found.summary["lines"])
+    assert all(line["cev_spread"] is None and line["over_floor"] == {} for line in found.summary["lines"])
 
 
-def test_two_seeds_are_no_floor_to_rely_on(registries, tmp_path):
+def test_two_seeds_are_no_floor(registries, tmp_path):
     found = written(tmp_path / "a", build(seeds=2))
-    assert "this is the floor" in found.page and "no floor to rely on" in found.page
+    assert "With two seeds there is no floor" in found.page and "this is the floor" not in found.page
+    records = [line["over_floor"]["cev"] for line in found.summary["lines"][1:]]
+    assert {record["verdict"] for record in records} == {""} and all("no floor" in record["note"] for record in records)
 
 
 @pytest.mark.slow
@@ -509,8 +534,6 @@ def test_a_measure_that_is_the_same_everywhere(registries, tmp_path, value):
     assert "latency" not in found.summary["table"]["header"]
     if value is None:
         assert any(sentence.startswith("CEV: no pair of dense networks") for sentence in found.summary["sentences"])
-    else:
-        assert not any(line["cev_above"] for line in found.summary["lines"])
 
 
 @pytest.mark.slow
@@ -546,38 +569,72 @@ def test_printing_a_summary_loads_nothing_heavy(finished):
 # ---------------------------------------------------------------------------------------------- words
 
 
-def summary_of(values, floor, better="lower"):
-    """One headline measure m, by cell and seed; the floor's ends."""
-    lines = [
-        {"pruning": "dense", "sparsity_asked": 0.0, "recovery": "none", "seeds": 3, "classes_used": None, "m": None}
-    ]
-    for name, seeds in values.items():
-        past = sum(floor is not None and words.beyond(value, floor, better) for value in seeds)
-        lines.append({"pruning": "magnitude", "sparsity_asked": 0.9, "recovery": name, "seeds": len(seeds)})
-        lines[-1] |= {"classes_used": 4, "m": None if None in seeds else 1.0, "m_above": past}
-        lines[-1] |= {"m_clear": past == len(seeds)}
-    return {"floor": {"m": floor}, "lines": lines, "classes": 4, "comparisons": []}
+def record(verdict, value=2.5, low=1.2, high=5.0, **more):
+    """A yardstick as a summary holds it."""
+    known = {"kind": "ratio", "margin": 1.5, "value": value, "low": low, "high": high, "seeds": 3, "verdict": verdict}
+    return known | {"no_worse": False, "detectable": 3.5, "seeds_needed": 7, "note": ""} | more
 
 
-@pytest.mark.parametrize(
-    "better,where,past", [("lower", "above", 9), ("higher", "below", 0), ("near 1", "outside of", 9)]
+def summary_of(cells, floor, control=None):
+    """One headline measure m: its yardsticks by recovery, and its floor."""
+    line = {"seeds": 3, "scarce": {}, "carried_by": {}, "over_floor": {}, "over_control": {}}
+    lines = [line | {"pruning": "dense", "sparsity_asked": 0.0, "recovery": "none", "classes_used": None}]
+    for name, beside in cells.items():
+        lines.append(line | {"pruning": "magnitude", "sparsity_asked": 0.9, "recovery": name, "classes_used": 4})
+        lines[-1] |= {"over_floor": {"m": beside}, "over_control": {"m": control} if control else {}}
+    return {"floor": {"m": floor}, "lines": lines, "classes": 4, "comparisons": [], "scarce": {}, "minimum_errors": 5}
+
+
+SHOWN = catalogue.Shown(
+    *("bias", "m", "A measure", "M", "", "lower"), headline=1, compares=True, comparison="ratio", margin=1.5
 )
-def test_each_headline_measure_gets_its_sentences(better, where, past):
-    shown = catalogue.Shown("bias", "m", "A measure", "M", "", better, headline=1, compares=True)
-    floor = {"mean": 2.0, "low": 1.0, "high": 3.0, "pairs": 6}
-    values = {"clear": [past] * 3, "mixed": [past, 2, 2], "inside": [2, 1, 3], "gone": [None] * 3}
-    assert words.sentences(summary_of(values, floor, better), [shown]) == [
+FLOOR = {"mean": 2.0, "low": 1.0, "high": 3.0, "pairs": 6}
+
+
+def test_each_headline_measure_gets_its_sentences():
+    cells = {
+        "high": record("above"),
+        "low": record("below", 0.5, 0.3, 0.9),
+        "same": record("equivalent", 1.01, 0.8, 1.3, no_worse=True),
+        "wide": record("cannot tell", 1.1, 0.6, 1.4, no_worse=True),
+        "far": record("cannot tell", 2.0, 0.9, 4.4, seeds_needed=None),
+        "gone": record("", None, None, None, note="no candidate has a value"),
+    }
+    assert words.sentences(summary_of(cells, FLOOR, control=record("above")), [SHOWN]) == [
         "M: dense networks that differ only in their seed already show 2 against each other (1 to 3, 6 ordered pairs "
         "of 3 networks): this is the floor.",
-        f"M {where} the floor in every seed: magnitude 0.9 + clear.",
-        f"M {where} the floor in some seeds only: magnitude 0.9 + mixed (1 of 3).",
-        "M not distinguishable from a change of seed: magnitude 0.9 + inside.",
-        "M has no value: magnitude 0.9 + gone.",
+        "M is above the floor: magnitude 0.9 + high, 2.5 times (1.2 to 5).",
+        "M is below the floor: magnitude 0.9 + low, 0.5 times (0.3 to 0.9).",
+        "M is equivalent to the floor (within a factor of 1.5): magnitude 0.9 + same, 1.01 times (0.8 to 1.3).",
+        "Whether M differs from the floor cannot be told: magnitude 0.9 + wide, 1.1 times (0.6 to 1.4; 3 seeds would "
+        "have shown 3.5, about 7 would settle it), no worse; magnitude 0.9 + far, 2 times (0.9 to 4.4; 3 seeds would "
+        "have shown 3.5, more than 1,000 would settle it).",
+        "M has no verdict beside the floor: magnitude 0.9 + gone, no candidate has a value.",
+        "M is above the control (the same recovery without pruning): "
+        + "; ".join(f"magnitude 0.9 + {name}, 2.5 times (1.2 to 5)" for name in cells)
+        + ".",
+        "How much 3 seeds can say: half of the intervals over the floor reach to either side a factor of more than "
+        "1.73 for M (equivalent takes less than 1.5). What is not shown to differ is not shown to be equal.",
+        "Each of these 11 verdicts is at 95 % for itself, not corrected for their number: without any effect about "
+        "0.275 would be above and as many below by chance.",
     ]
+
+
+def test_classes_that_carry_a_value_are_named():
+    summary = summary_of({"kd": record("above")}, FLOOR | {"carried_by": {"cat": 0.84, "dog": 0.16}})
+    summary["scarce"] = {"cat": 1}
+    summary["lines"][1] |= {"scarce": {"cat": 1}, "carried_by": {"m": {"dog": 0.7, "cat": 0.2, "bird": 0.1}}}
+    said = words.sentences(summary, [SHOWN])
+    assert (
+        "magnitude 0.9 + kd, 2.5 times (1.2 to 5), 70% by class 'dog', 20% by class 'cat', which has 1 error."
+        in said[1]
+    )
+    assert any("fewer than 5 errors of a kind: 'cat' (1)." in sentence for sentence in said)
+    assert "M rests by more than half on one class in the floor (84% by class 'cat') and magnitude 0.9 + kd" in said[-1]
 
 
 def test_classes_left_out_are_said():
-    summary = summary_of({"kd": [2, 2, 2]}, None)
+    summary = summary_of({"kd": record("above")}, None)
     summary["lines"][1]["classes_used"] = 2
     assert "down to 2 of 4 classes are used in every seed" in words.sentences(summary, [])[0]
 

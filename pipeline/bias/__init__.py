@@ -6,6 +6,7 @@ from pipeline.bias.measures import MEASURES, Measure, Pair
 from pipeline.bias.rates import OverTrials, Rates, cev, rates, rates_from_confusion, relative_changes, sde
 from pipeline.bias.resampling import Interval, Table, bootstrap, class_significance, corrected_interval, interval
 from pipeline.bias.scoring import Audit, Value, audit
+from pipeline.bias.yardsticks import Yardstick, over_control, over_floor, over_shared_floor
 from pipeline.predictions import Predictions
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Rates",
     "Table",
     "Value",
+    "Yardstick",
     "alone",
     "audit",
     "bootstrap",
@@ -30,6 +32,9 @@ __all__ = [
     "corrected_interval",
     "floor",
     "interval",
+    "over_control",
+    "over_floor",
+    "over_shared_floor",
     "rates",
     "rates_from_confusion",
     "relative_changes",

@@ -13,15 +13,17 @@ from pipeline.registry import UserError, nearest
 
 
 def choose(
-    networks: Sequence[Predictions], wanted: Sequence[str | Measure] | None, smoothing: float
+    networks: Sequence[Predictions], wanted: Sequence[str | Measure] | None, smoothing: float, *, grouped: bool
 ) -> tuple[list[Measure], dict[str, str]]:
-    """The measures that the inputs allow, and why others are missing."""
-    missing = {each: why_missing(each, networks) for each in wanted_measures(wanted, smoothing)}
+    """The measures that the inputs allow, and why others are missing; ``grouped``: there is a column of groups."""
+    missing = {each: why_missing(each, networks, grouped=grouped) for each in wanted_measures(wanted, smoothing)}
     return [each for each, why in missing.items() if not why], {each.name: why for each, why in missing.items() if why}
 
 
-def why_missing(measure: Measure, networks: Sequence[Predictions]) -> str:
+def why_missing(measure: Measure, networks: Sequence[Predictions], *, grouped: bool = False) -> str:
     """Why it does not exist for these networks, or an empty string."""
+    if measure.needs_groups and not grouped:
+        return "needs groups"
     if measure.needs_logits and any(each.logits is None for each in networks):
         return "needs logits of both networks"
     if measure.needs_pairing and not all(each.paired for each in networks):
@@ -110,7 +112,7 @@ def in_one_order(everything: Sequence[Predictions]) -> list[Predictions]:
             labels=each.labels[order],
             predictions=each.predictions[order],
             logits=each.logits[order] if each.logits is not None else None,
-            groups=each.groups[order] if each.groups is not None else None,
+            groups={name: column.take(order) for name, column in each.groups.items()},
         )
     return [done[id(each)] for each in everything]
 

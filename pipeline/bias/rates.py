@@ -224,6 +224,20 @@ def sde_of(changes: np.ndarray, used: np.ndarray) -> np.ndarray:
     return (_shares(used) * apart).sum(-1) / np.sqrt(2)
 
 
+def cev_by_class(changes: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """What each class adds to CEV, [..., C]; 0 for a class that is not used."""
+    weights = _shares(used)[..., None, :]
+    changes = np.where(used[..., None, :], changes, 0.0)
+    centred = np.where(used[..., None, :], changes - (weights * changes).sum(-1, keepdims=True), 0.0)
+    return 0.5 * (weights * centred**2).sum(-2)
+
+
+def sde_by_class(changes: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """What each class adds to SDE, [..., C]; 0 for a class that is not used."""
+    apart = np.where(used, np.abs(changes[..., 0, :] - changes[..., 1, :]), 0.0)
+    return _shares(used) * apart / np.sqrt(2)
+
+
 def _shares(used: np.ndarray) -> np.ndarray:
     count = used.sum(-1, keepdims=True)
     return np.divide(used, count, out=np.full(used.shape, np.nan), where=count > 0)

@@ -113,8 +113,12 @@ class Table:
     def _cells(self, rows: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
         if self._real:
             return np.arange(self.examples), np.arange(self.examples)  # real numbers: no two examples are alike
-        columns = [self.pairs[0].labels, self.pairs[0].parts]
-        columns += [each.predictions for pair in self.pairs for each in (pair.reference, pair.candidate)]
+        columns = _parts(self.pairs[0])
+        networks = {}
+        for pair in self.pairs:
+            known = pair.dense.networks if pair.dense else ()
+            networks |= {id(each): each for each in (pair.reference, pair.candidate, *known)}
+        columns += [each.predictions for each in networks.values()]
         code = _numbered(columns)
         code = np.where(rows.getnnz(1) == 0, 0, code + 1)  # examples that contribute nothing are one cell
         _, first, cell = np.unique(code, return_index=True, return_inverse=True)
@@ -204,11 +208,16 @@ class Table:
         if trial < 0 or self._real:
             return cells, cells
         pair = self.pairs[trial]
-        columns = (pair.labels, self.pairs[0].parts, pair.reference.predictions, pair.candidate.predictions)
+        columns = [*_parts(self.pairs[0]), pair.reference.predictions, pair.candidate.predictions]
         # Where all trials agree that an example contributes nothing its cell has another number, but is no other kind.
         return np.unique(
             _numbered([column[self._first] for column in columns]), return_index=True, return_inverse=True
         )[1:]
+
+
+def _parts(pair: Pair) -> list[np.ndarray]:
+    """What counts may depend on besides the predictions, int64 [N] each."""
+    return [pair.labels, pair.parts, *([pair.groups] if pair.groups is not None else [])]
 
 
 def columns_of(counts: np.ndarray | sparse.csr_matrix) -> sparse.csr_matrix:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipeline.bias.floors import Floor, Floors, beside
+from pipeline.bias.by_group import by_group, columns_of, group_rows, tables
+from pipeline.bias.floors import Floor, Floors, carried_by_class, sums_of
 from pipeline.bias.given import choose, class_names, existing, in_one_order, refuse_one_label
-from pipeline.bias.measures import Measure, Pair
+from pipeline.bias.measures import MEASURES, DenseNetworks, Measure, Pair
 from pipeline.bias.rates import changes_of, paired_up, refuse_smoothing
 from pipeline.bias.resampling import (
     Interval,
-    Table,
     bootstrap,
     class_significance,
     corrected_intervals,
     interval,
 )
+from pipeline.bias.yardsticks import Yardstick, over_floor, over_shared_floor
+from pipeline.groups import Columns, called, checked
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
 from pipeline.table import Row, measured
@@ -31,6 +34,8 @@ PART = ("class", "group")  # which part of the test set
 # What is known of a class or a group: quantity -> unit.
 OF_A_CLASS = {
     "support": "examples",
+    "missed_reference": "examples",
+    "claimed_reference": "examples",
     "fpr_reference": "share",
     "fnr_reference": "share",
     "fpr": "share",
@@ -39,6 +44,8 @@ OF_A_CLASS = {
     "d_fnr": "percent",
     "excess_accuracy_gap": "share",
     "p_value": "probability",
+    # What a class carries of each measure that is a sum over classes.
+    **{f"{name}_share": "share" for name in MEASURES if MEASURES[name].by_class is not Measure.by_class},
 }
 
 
@@ -54,7 +61,10 @@ class Value:
             of CEV, may lie above it. None where it does not exist.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
-        floor: None without at least two dense networks.
+        floor: what dense networks show among each other; None without at least two, or for what does not compare.
+        over_floor: the candidates beside the floor, with a verdict; None where there is no floor.
+        carried_by: class name -> share of the value that this class adds, the largest first; empty for a measure that
+            is no sum over classes.
         over_trials: it is one of all trials together.
     """
 
@@ -68,6 +78,8 @@ class Value:
     trials: tuple[float | None, ...]
     published: float | None
     floor: Floor | None
+    over_floor: Yardstick | None
+    carried_by: dict[str, float]
     over_trials: bool
 
 
@@ -81,16 +93,19 @@ class Audit:
             ``classes_used``, which may be more where the trials have different references.
         class_names: in order.
         examples: N.
-        cev, sde: mean over trials; see ``cev_interval`` for what noise adds.
+        cev, sde: mean over trials; see ``cev_interval`` for what noise adds. None where no class of some reference has
+            errors of both kinds.
         cev_interval, sde_interval: for the values without sampling noise.
         published: cev and sde of rates averaged over trials first.
         trials: file, accuracy, cev, sde and classes_used of each candidate.
         per_class: one dict a class, see ``per_class_rows``.
-        measures: name -> Value, every measure that the inputs allow.
+        measures: name -> Value, every measure that the inputs allow, but for those that compare groups.
+        minimum_errors: a class with fewer reference errors of a kind in some trial is in ``scarce``.
+        scarce: class name -> fewest reference errors of a kind over trials; for classes that CEV and SDE use.
         left_out: name -> why the measure is missing.
         floor_networks: how many dense networks the floor rests on, 0 for none.
         significance: the test behind ``significant``.
-        groups: results by group, or None.
+        groups: results by group of each column, see ``pipeline.bias.by_group``, or None.
         notes: what a reader must know.
     """
 
@@ -98,8 +113,8 @@ class Audit:
     classes_used: int
     class_names: tuple[str, ...]
     examples: int
-    cev: float
-    sde: float
+    cev: float | None
+    sde: float | None
     cev_interval: Interval | None
     sde_interval: Interval | None
     published: dict[str, float]
@@ -108,8 +123,10 @@ class Audit:
     measures: dict[str, Value]
     left_out: dict[str, str]
     floor_networks: int
+    minimum_errors: int
+    scarce: dict[str, int]
     significance: str
-    groups: dict[str, Any] | None
+    groups: dict[str, dict[str, Any]] | None
     resamples: int
     seed: int
     notes: tuple[str, ...] = ()
@@ -140,6 +157,8 @@ class Audit:
                     "unit": each.unit,
                     "better": each.better,
                     "floor": asdict(each.floor) if each.floor else None,
+                    "over_floor": asdict(each.over_floor) if each.over_floor else None,
+                    "carried_by": each.carried_by,
                 }
                 for name, each in self.measures.items()
             },
@@ -150,6 +169,8 @@ class Audit:
             }
             if self.floor_networks
             else None,
+            "minimum_errors": self.minimum_errors,
+            "scarce": self.scarce,
             "significance": self.significance,
             "groups": self.groups,
             "resamples": self.resamples,
@@ -172,8 +193,10 @@ class Audit:
                 "floor_mean": each.floor.mean if each.floor else None,
                 "floor_low": each.floor.low if each.floor else None,
                 "floor_high": each.floor.high if each.floor else None,
-                "excess": each.floor.excess if each.floor else None,
-                "percentile": each.floor.percentile if each.floor else None,
+                "over_floor": each.over_floor.value if each.over_floor else None,
+                "over_floor_low": each.over_floor.low if each.over_floor else None,
+                "over_floor_high": each.over_floor.high if each.over_floor else None,
+                "verdict": each.over_floor.verdict if each.over_floor else None,
                 "classes_used": self.classes_used,
                 "classes": self.classes,
             }
@@ -188,8 +211,8 @@ class Audit:
         """Rows of the long table.
 
         Kind ``bias``: of each measure the value of each trial, where it exists by trial, then the value with its
-        interval; of each group the mean over trials. Kind ``class``: the quantities of each class, of each class within
-        each group, and, without a class, of each group.
+        interval; of groups see ``by_group.group_rows``. Kind ``class``: the quantities of each class, of each class
+        within each group, and, without a class, of each group.
 
         Args:
             seeds: of the trials, in order; a reference has that of its candidate.
@@ -205,14 +228,11 @@ class Audit:
             ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
             rows.append(measured("bias", name, each.value, **ends, **says))
         rows += _quantities(self.per_class)
-        if self.groups is not None:
-            for row in self.groups["per_group"]:
-                rows += [
-                    measured("bias", name, row[name], group=row["group"], unit=each.unit, better=each.better)
-                    for name, each in self.measures.items()
-                ]
-            rows += _quantities(self.groups["per_group"])
-            rows += _quantities(self.groups["per_class_within_group"])
+        says = {name: {"unit": each.unit, "better": each.better} for name, each in self.measures.items()}
+        for column, found in (self.groups or {}).items():
+            rows += group_rows(column, found, says, seeds)
+            for part in ("per_group", "per_class_within_group"):
+                rows += _quantities([{**row, "group": called(column, row["group"])} for row in found[part]])
         return rows
 
 
@@ -230,8 +250,9 @@ def audit(
     references: Predictions | Sequence[Predictions],
     candidates: Predictions | Sequence[Predictions],
     floor: Floors | None = None,
-    groups: np.ndarray | None = None,
-    group_names: Sequence[str] | None = None,
+    dense: Sequence[Predictions] = (),
+    minimum_errors: int = 5,
+    groups: Columns | None = None,
     classes: Sequence[str] | None = None,
     resamples: int = 2000,
     seed: int = 0,
@@ -246,9 +267,12 @@ def audit(
     Args:
         references: one network for all candidates, or one per candidate (trial i against its own dense parent i).
         candidates: trials of one method.
-        floor: what ``floor`` gave for dense networks, with the same smoothing.
-        groups: int64 [N], a column to report by; the first candidate's, where it has one.
-        group_names, classes: names in the order of the numbers.
+        floor: what ``floor`` gave for dense networks, with the same smoothing: for one shared reference, that and more
+            networks; otherwise the references, in their order.
+        dense: more dense networks than the references, for the mean rates of ``cev_common`` and ``sde_common``.
+        minimum_errors: of a class in its reference, below which it is named wherever it moves a number.
+        groups: columns to report by, by name; those of the networks by default.
+        classes: names in the order of the numbers.
         resamples: bootstrap resamples behind each interval, at least 100.
         seed: of the resamples, 0 or more.
         level: nominal coverage.
@@ -258,39 +282,46 @@ def audit(
         measures: registered ones, by name or with options; all of them by default. cev and sde are always there.
 
     Raises:
-        UserError: inputs that do not belong together; an unknown measure; no class with a relative change.
+        UserError: inputs that do not belong together; an unknown measure.
     """
     _refuse_draws(resamples, seed)
     references, candidates = paired_up(references, candidates, Predictions)
-    everything = [*references, *candidates]
+    everything = [*references, *candidates, *dense]
     names = class_names(everything, classes)
     everything = in_one_order(everything)
     many = len(references)
     # One object per network keeps "the same reference for all" visible after reordering.
-    references, candidates = everything[:many], everything[many:]
+    references, candidates, dense = everything[:many], everything[many : 2 * many], everything[2 * many :]
+    known = DenseNetworks(tuple({id(each): each for each in [*references, *dense]}.values()))
     count, labels = len(names), references[0].labels
-    pairs = [Pair(a, b, count, a.labels, count) for a, b in zip(references, candidates, strict=True)]
-    for pair in pairs[1:]:
-        Pair(references[0], pair.candidate, count, labels, count)  # refuses other labels than those of the first
+    pairs = [Pair(a, b, count, a.labels, count, dense=known) for a, b in zip(references, candidates, strict=True)]
+    for each in [pair.candidate for pair in pairs[1:]] + dense:
+        Pair(references[0], each, count, labels, count)  # refuses other labels than those of the first
     refuse_one_label(references[0], count)
-    chosen, left_out = choose([*references, *candidates], measures, smoothing)
+    columns = columns_of(everything) if groups is None else checked(groups, len(labels), "groups")
+    allowed, left_out = choose([*references, *candidates], measures, smoothing, grouped=bool(columns))
+    chosen = [each for each in allowed if not each.needs_groups]
     _refuse_undefined(pairs, names, undefined, smoothing)
 
     unit = "both" if len(pairs) > 1 else "examples"
     options = {"resamples": resamples, "seed": seed, "unit": unit, "level": level, "method": method}
-    values = _values(pairs, chosen, floor=floor, **options)
-    if values["cev"].value is None:
-        raise UserError(
-            f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
-            "and SDE do not exist; take a larger test set, or add a pseudo-count with smoothing=0.5 (--smoothing 0.5)"
-        )
+    values = _values(pairs, chosen, floor=floor, names=names, **options)
     p_values, test = class_significance(pairs)
     per_class, has_change = _per_class(pairs, names, p_values, level, smoothing)
     used = int(has_change.all(0).sum())
-    if groups is None:
-        own = next((each for each in candidates + references if each.groups is not None), None)
-        groups, group_names = (own.groups, group_names or own.group_names) if own else (None, None)
+    for row in per_class:
+        row |= {f"{name}_share": each.carried_by.get(row["class"]) for name, each in values.items() if each.carried_by}
+    scarce = {
+        row["class"]: fewest
+        for row, there in zip(per_class, has_change.any(0), strict=True)
+        if there and (fewest := min(row["missed_reference"], row["claimed_reference"])) < minimum_errors
+    }
     notes = []
+    if values["cev"].value is None:
+        notes.append(
+            f"CEV and SDE do not exist: in {'some trial' if len(pairs) > 1 else 'it'} the reference makes no errors of "
+            "both kinds in any class; take a larger test set, or add a pseudo-count (smoothing 0.5)"
+        )
     if not all(pair.paired for pair in pairs):
         notes.append(
             "a confusion matrix does not tell which examples two networks share: intervals take them as independent "
@@ -331,8 +362,20 @@ def audit(
         measures=values,
         left_out=left_out,
         floor_networks=floor.networks if floor is not None and floor.networks > 1 else 0,
+        minimum_errors=minimum_errors,
+        scarce=scarce,
         significance=test,
-        groups=_by_group(pairs, groups, group_names, names, chosen, options, smoothing) if groups is not None else None,
+        groups=by_group(
+            pairs,
+            columns,
+            names,
+            allowed,
+            level=level,
+            values=partial(_values, floor=None, **options),
+            per_class=partial(_per_class, level=level, smoothing=smoothing),
+        )
+        if columns
+        else None,
         resamples=resamples,
         seed=seed,
         notes=tuple(notes),
@@ -366,15 +409,11 @@ def _error_counts(each: Predictions, count: int) -> tuple[np.ndarray, np.ndarray
     return np.bincount(each.predictions[wrong], minlength=count), np.bincount(each.labels[wrong], minlength=count)
 
 
-def _tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
-    """Measures of predictions, whose cells are few, apart from measures of logits, whose cells are the examples."""
-    kinds = ([each for each in chosen if each.needs_logits is wanted] for wanted in (False, True))
-    return [Table(pairs, kind) for kind in kinds if kind]
-
-
-def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
+def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method, names=()) -> dict[str, Value]:
+    """Args: names: of the classes, where it is to be told what each of them carries."""
     found = {}
-    for table in _tables(pairs, chosen):
+    sums = [sums_of(pair, [each for each in chosen if not each.over_trials]) for pair in pairs] if names else []
+    for table in tables(pairs, chosen):
         per_trial, averaged = table.point()
         needs = {each.name: _method(each, method) for each in table.measures}
         bounds: dict[str, Interval | None] = {}
@@ -398,7 +437,13 @@ def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> di
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
-            found[each.name] = _value(each, value, trials, bounds[each.name], averaged.get(each.name), floor)
+            shares = carried_by_class(each, sums) if names and not each.over_trials else None
+            order = np.argsort(-shares, kind="stable") if shares is not None else ()
+            carried = {names[c]: float(shares[c]) for c in order}
+            beside = _over_floor(each, trials, floor, pairs)
+            found[each.name] = _value(
+                each, value, trials, bounds[each.name], averaged.get(each.name), floor, beside, carried
+            )
     return {each.name: found[each.name] for each in chosen}
 
 
@@ -417,6 +462,8 @@ def _value(
     bounds: Interval | None,
     averaged: float | None,
     floor: Floors | None,
+    beside: Yardstick | None,
+    carried: dict[str, float],
 ) -> Value:
     if bounds is not None and bounds.low < measure.lowest:
         bounds = replace(bounds, low=measure.lowest, high=max(bounds.high, measure.lowest))
@@ -437,9 +484,26 @@ def _value(
         interval=bounds,
         trials=tuple(existing(trial) for trial in trials),
         published=existing(averaged) if averaged is not None else None,
-        floor=beside(floor.pairs(measure.name), value) if floor is not None else None,
+        floor=floor.summary(measure.name) if floor is not None else None,
+        over_floor=beside,
+        carried_by=carried,
         over_trials=measure.over_trials,
     )
+
+
+def _over_floor(measure: Measure, trials: np.ndarray, floor: Floors | None, pairs: Sequence[Pair]) -> Yardstick | None:
+    """None for a measure without a floor, or of all trials together: one value has no spread over seeds."""
+    if floor is None or not measure.compares or measure.over_trials or measure.name not in floor.values:
+        return None
+    values = floor.values[measure.name]
+    says = {"kind": measure.comparison, "margin": measure.margin, "better": measure.better}
+    references = len({id(pair.reference) for pair in pairs})
+    if references == 1:
+        return over_shared_floor(trials, values[0, 1:], **says)
+    if references == len(pairs) == floor.networks:
+        return over_floor(trials, values, **says)
+    note = "no floor: give one reference for all candidates, or each of them its own, and the floor of these"
+    return Yardstick(measure.comparison, measure.margin, seeds=len(pairs), note=note)
 
 
 def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -460,6 +524,8 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
         {
             "class": names[c],
             "support": int(support[c]),
+            "missed_reference": int(before[:, 1, c].min()),
+            "claimed_reference": int(before[:, 0, c].min()),
             "fpr_reference": float(before[:, 0, c].mean() / negatives[c]),
             "fnr_reference": float(before[:, 1, c].mean() / positives[c]) if support[c] else None,
             "fpr": float(after[:, 0, c].mean() / negatives[c]),
@@ -473,91 +539,6 @@ def _per_class(pairs, names, p_values, level: float, smoothing: float) -> tuple[
         for c in range(count)
     ]
     return rows, has_change
-
-
-def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> dict[str, Any]:
-    """Every measure inside each group, the measures of recall over groups, and CEV and SDE over class within group."""
-    groups = np.asarray(groups)
-    if groups.shape != pairs[0].labels.shape:
-        raise UserError(f"groups: {len(groups)} values for {len(pairs[0].labels)} examples; give one per example")
-    if not all(pair.paired for pair in pairs):
-        raise UserError(
-            "groups: a confusion matrix does not tell the group of an example; give predictions per example"
-        )
-    if groups.dtype.kind not in "iu" or groups.min() < 0:
-        raise UserError("groups: give whole numbers from 0, one per example")
-    many = int(groups.max()) + 1
-    labels_of = tuple(group_names) if group_names is not None else tuple(str(g) for g in range(many))
-    if len(labels_of) < many:
-        raise UserError(f"groups: {len(labels_of)} names for {many} groups; name each group")
-    size = np.bincount(groups, minlength=many)
-    count = len(names)
-
-    inside: dict[str, np.ndarray] = {}
-    for table in _tables(pairs, chosen):
-        weights = np.zeros((len(table.multiplicity), many))
-        np.add.at(weights, (table.cell, groups), 1.0)
-        sums = [{name: value[size > 0] for name, value in each.items()} for each in table.sums(weights)]
-        for name, value in table.values(sums).items():
-            inside[name] = np.full(many, np.nan)
-            inside[name][size > 0] = value.mean(1)
-    over = [Pair(pair.reference, pair.candidate, count, groups, many) for pair in pairs]
-    p_values, test = class_significance(over)
-    of_recall = [each for each in chosen if "part_size" in each.counts(over if each.over_trials else over[0])]
-    of_groups = _values(over, of_recall, floor=None, **options)
-
-    def shifted(each: Predictions) -> Predictions:
-        return Predictions(groups * count + each.labels, groups * count + each.predictions, source=each.source)
-
-    before = {id(pair.reference): shifted(pair.reference) for pair in pairs}
-    labels = groups * count + pairs[0].labels
-    within = [
-        Pair(before[id(pair.reference)], shifted(pair.candidate), count * many, labels, count * many) for pair in pairs
-    ]
-    bias = [each for each in chosen if each.name in ("cev", "sde", "cev_corrected", "sde_corrected")]
-    of_both = _values(within, bias, floor=None, **options)
-    both_p, _ = class_significance(within)
-    long_names = [f"{group} / {name}" for group in labels_of[:many] for name in names]
-    rows, has_change = _per_class(within, long_names, both_p, options["level"], smoothing)
-    for i, row in enumerate(rows):
-        # Negatives of a class inside a group are the other examples of that group, not of the whole test set.
-        negatives = max(size[i // count] - row["support"], 1)
-        scale = max(len(labels) - row["support"], 1) / negatives
-        row.update({key: row[key] * scale for key in ("fpr_reference", "fpr")})
-        row.update({"group": labels_of[i // count], "class": names[i % count]})
-
-    def brief(values: dict[str, Value]) -> dict[str, Any]:
-        return {name: {"value": each.value, "interval": _ends(each.interval)} for name, each in values.items()}
-
-    return {
-        "per_group": [
-            {
-                "group": labels_of[g],
-                "support": int(size[g]),
-                **{name: existing(value[g]) for name, value in inside.items()},
-                "excess_accuracy_gap": existing(inside_gap),
-                "p_value": existing(p_values[g]),
-                "significant": bool(p_values[g] < 1 - options["level"]),
-            }
-            for g, inside_gap in enumerate(_group_gaps(over, size))
-        ],
-        "measures": brief(of_groups),
-        "class_within_group": brief(of_both)
-        | {
-            "classes": int((np.bincount(labels, minlength=count * many) > 0).sum()),
-            "classes_used": int(has_change.all(0).sum()),
-        },
-        "per_class_within_group": rows,
-        "significance": test,
-    }
-
-
-def _group_gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
-    lost = np.mean(
-        [(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0
-    )
-    total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
-    return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
 
 
 def _ends(bounds: Interval | None) -> list[float] | None:

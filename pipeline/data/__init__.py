@@ -4,6 +4,7 @@ from pipeline.data.datasets import DATASETS
 from pipeline.data.folder import ImageFolder
 from pipeline.data.split import (
     Augmentation,
+    ClassGroups,
     Data,
     Dataset,
     Normalisation,
@@ -17,6 +18,7 @@ from pipeline.data.split import (
 __all__ = [
     "DATASETS",
     "Augmentation",
+    "ClassGroups",
     "Data",
     "Dataset",
     "ImageFolder",

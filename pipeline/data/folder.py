@@ -8,7 +8,8 @@ import io
 import json
 import os
 import tempfile
-from dataclasses import field
+from collections.abc import Sequence
+from dataclasses import field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -19,9 +20,11 @@ from pydantic import Field
 from pipeline.data.datasets import DATASETS, TestShare
 from pipeline.data.split import Dataset, Source, Split
 from pipeline.files import inside, read_json, remove_debris, sha256_of, write_atomically
+from pipeline.groups import Column, Columns, checked
 from pipeline.machine import require_room
 from pipeline.registry import UserError, options
 from pipeline.stage import OUTSIDE_KEY
+from pipeline.table import filled_rows
 
 # Raise this when decoding makes other pixels of the same files: caches and results of the former pixels are then not
 # taken for the new ones.
@@ -44,6 +47,8 @@ class ImageFolder(Dataset):
     every load, and against the SHA-256 of its own pixels once per process. The cache remembers a hash of the contents,
     and that hash, not the path, names the results.
 
+    Groups stand in a CSV with the header ``file,column,...``, a line for every image, named by its path below the tree
+    (``train/cat/1.png``). They name results of predictions and what follows, no network and no cache.
     """
 
     path: Annotated[str, Field(description="the tree")] = field(default="", metadata=OUTSIDE_KEY)
@@ -57,6 +62,9 @@ class ImageFolder(Dataset):
     ] = 32
     colour: Annotated[Literal["rgb", "grey"], Field(description="what images are converted to")] = "rgb"
     test_share: TestShare = 0.2
+    group_file: Annotated[
+        str, Field(description="a CSV with the header file,column,...: the groups of every image, to report by")
+    ] = field(default="", metadata=OUTSIDE_KEY, repr=False)
     suffixes: ClassVar[tuple[str, ...]] = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
     test_parts: ClassVar[tuple[str, ...]] = ("test", "val", "valid", "validation")
 
@@ -74,21 +82,33 @@ class ImageFolder(Dataset):
                     "drawn from train) and move the others away"
                 )
             parts = [tree / "train", tree / tests[0]]
-        splits, fingerprints = [], []
+        splits, fingerprints, files = [], [], []
         for part in parts:
-            split, fingerprint = self._part(part, root)
+            split, fingerprint, names = self._part(part, root)
             splits.append(split)
             fingerprints.append(fingerprint)
+            files += [os.path.relpath(part / name, tree) for name in names]
         if len(splits) == 2 and splits[0].classes != splits[1].classes:
             odd = sorted(set(splits[0].classes) ^ set(splits[1].classes))
             raise UserError(f"{tree}: train and {tests[0]} hold different classes ({', '.join(odd[:5])})")
+        columns = _columns(Path(self.group_file).expanduser(), files, tree) if self.group_file else {}
+        first = 0
+        for number, split in enumerate(splits):
+            rows = np.arange(first, first + len(split))
+            splits[number] = replace(split, groups={name: column.take(rows) for name, column in columns.items()})
+            first += len(split)
         test = splits[1] if len(splits) == 2 else None
-        return Source(splits[0], test, hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16])
+        fingerprint = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
+        return Source(splits[0], test, fingerprint, _contents(columns) if columns else "")
 
     def identity(self, root: Path) -> str:
         return self.load(root).fingerprint
 
-    def _part(self, tree: Path, root: Path) -> tuple[Split, str]:
+    def groups_identity(self, root: Path) -> str:
+        return self.load(root).groups_fingerprint if self.group_file else ""
+
+    def _part(self, tree: Path, root: Path) -> tuple[Split, str, list[str]]:
+        """The images of a tree of classes, what their contents are called, and their paths below the tree."""
         classes = _folders(tree)
         for name in classes:
             if name.lower() in ("train", *self.test_parts):
@@ -123,7 +143,8 @@ class ImageFolder(Dataset):
             images = np.load(file, mmap_mode="r")
         except (OSError, ValueError) as error:
             raise UserError(f"{cache}: the image cache cannot be read ({error}); delete this folder") from None
-        return Split(images, np.array(labels), np.arange(len(labels)), classes), known["fingerprint"]
+        split = Split(images, np.array(labels), np.arange(len(labels)), classes)
+        return split, known["fingerprint"], [entry[0] for entry in listing]
 
     def _images(self, tree: Path, name: str) -> list[tuple[str, int, int]]:
         """The images of a class in order: path below the tree, bytes, time of change."""
@@ -192,6 +213,40 @@ class ImageFolder(Dataset):
             if other != target:
                 other.unlink(missing_ok=True)
         return known
+
+
+def _columns(path: Path, files: Sequence[str], tree: Path) -> dict[str, Column]:
+    """The columns of a CSV ``file,column,...`` for the files of a tree, in their order.
+
+    Raises:
+        UserError: a file without a line, a line without a file, two lines for one file, an empty place.
+    """
+    rows = filled_rows(path, "file,column")
+    if not rows or "file" not in rows[0] or len(rows[0]) < 2:
+        raise UserError(f"{path}: no column 'file' with another beside it; the header is file,column,...")
+    by_file: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name = os.path.normpath(row["file"])
+        if name in by_file:
+            raise UserError(f"{path}: '{name}' stands there twice; remove one of the lines")
+        by_file[name] = row
+    if unknown := by_file.keys() - set(files):
+        many = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{path}: '{min(unknown)}'{many} is no image of {tree}; name images by their path below it, such as "
+            f"'{files[0]}', and remove lines of others"
+        )
+    if lacking := [name for name in files if name not in by_file]:
+        many = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise UserError(f"{path}: no line for '{lacking[0]}'{many}; give every image of {tree} a line")
+    found = {name: Column.of(by_file[file][name] for file in files) for name in rows[0] if name != "file"}
+    return checked(found, len(files), str(path))
+
+
+def _contents(columns: Columns) -> str:
+    """Names what the columns say of every example."""
+    content = [[name, column.names, column.numbers.tolist()] for name, column in columns.items()]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _raise(error: OSError) -> None:

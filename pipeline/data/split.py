@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from pipeline.registry import WRONG, Mistakes, Reads, UserError, options, read, shown
+from pipeline.groups import Column, Columns, called, checked
+from pipeline.registry import WRONG, Mistakes, Reads, UserError, nearest, options, read, shown
+from pipeline.stage import OUTSIDE_KEY
 
 
 class MappedRows:
@@ -51,14 +53,14 @@ class Split:
     labels: int64 [N].
     ids: int64 [N], the position of each example in the dataset's own training or test part.
     classes: the class names, in label order.
-    groups: further columns by name, int64 [N] each.
+    groups: columns that say which group each example is in, by name.
     """
 
     inputs: np.ndarray | MappedRows
     labels: np.ndarray
     ids: np.ndarray
     classes: tuple[str, ...]
-    groups: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: Columns = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,7 +77,7 @@ class Split:
         if isinstance(inputs, np.memmap):
             inputs = MappedRows(inputs, np.arange(len(inputs)))
         inputs = inputs.take(rows) if isinstance(inputs, MappedRows) else inputs[rows]
-        groups = {name: column[rows] for name, column in self.groups.items()}
+        groups = {name: column.take(rows) for name, column in self.groups.items()}
         return Split(inputs, self.labels[rows], self.ids[rows], self.classes, groups)
 
     def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
@@ -88,11 +90,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """What a dataset delivers before it is divided. ``test`` is None where the dataset has no test part of its own."""
+    """What a dataset delivers before it is divided.
+
+    test: None where the dataset has no test part of its own. fingerprint: of the examples. groups_fingerprint: of the
+    groups, where they can change while the examples stay.
+    """
 
     train: Split
     test: Split | None
     fingerprint: str
+    groups_fingerprint: str = ""
 
 
 class Dataset(ABC):
@@ -109,6 +116,10 @@ class Dataset(ABC):
         """Names the contents where the options alone do not; empty where they do."""
         return ""
 
+    def groups_identity(self, root: Path) -> str:
+        """Names what the groups hold, where neither options nor ``identity`` do; no network's key depends on it."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -116,6 +127,7 @@ class Splits:
     validation: Split
     test: Split
     fingerprint: str
+    groups_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,42 @@ def _read_keep(value: Any, where: str, mistakes: Mistakes) -> tuple[tuple[str, f
     return WRONG if WRONG in shares.values() else tuple(shares.items())
 
 
+# Columns of groups, groups of a column, classes of a group.
+ClassGroups = tuple[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], ...]
+
+
+def _read_groups(value: Any, where: str, mistakes: Mistakes) -> ClassGroups:
+    """In YAML a mapping of mappings of lists, here tuples, which can be hashed."""
+    columns = _mapping(value, where, "column: {group: [class, ...], ...}", mistakes)
+    if columns is WRONG:
+        return WRONG
+    before, found = len(mistakes), []
+    for column, content in columns.items():
+        place, groups = f"{where}.{column}", []
+        if "=" in column:
+            mistakes.add(place, "a column cannot have '=' in its name, which stands between column and group")
+        content = _mapping(content, place, "group: [class, ...]", mistakes)
+        for group, classes in content.items() if content is not WRONG else ():
+            names = read(tuple[str, ...], classes, f"{place}.{group}", mistakes)
+            if names == ():
+                mistakes.add(f"{place}.{group}", "empty, so that no example is in it; name a class, or leave it out")
+            groups.append((group, names))
+        named = [name for _, names in groups if names is not WRONG for name in names]
+        for name in dict.fromkeys(name for name in named if named.count(name) > 1):
+            mistakes.add(place, f"class '{name}' stands there twice; put it into one group")
+        if len(groups) == 1:
+            mistakes.add(place, "one group has none to be compared with; give two or more")
+        found.append((column, tuple(groups)))
+    return WRONG if len(mistakes) > before else tuple(found)
+
+
+def _mapping(value: Any, where: str, form: str, mistakes: Mistakes) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        mistakes.add(where, f"{shown(value)} is no mapping; give {form}")
+        return WRONG
+    return {str(name): part for name, part in value.items()}
+
+
 @options
 class Data:
     """A dataset, how it is divided, and which training examples are kept."""
@@ -185,15 +233,32 @@ class Data:
     split_seed: Annotated[
         int, Field(description="fixes which examples go where, alike for networks of all seeds", ge=0, lt=2**32)
     ] = 0
+    # No network depends on the groups: the stage Predict carries them in its key.
+    groups: Annotated[
+        ClassGroups,
+        Field(
+            description="columns to report by, each with groups that hold every class once, such as "
+            "{kind: {animal: [bird, cat], vehicle: [truck]}}"
+        ),
+        Reads(_read_groups, "a mapping of columns, each a mapping of groups to lists of classes"),
+    ] = field(default=(), metadata=OUTSIDE_KEY, repr=False)
 
     def identity(self, root: Path) -> str:
         """Names the contents where the options alone do not (a folder of files); part of every result's key."""
         return self.dataset.identity(root)
 
+    def groups_identity(self, root: Path) -> str:
+        """Names what the dataset's groups hold, where neither options nor ``identity`` do."""
+        return self.dataset.groups_identity(root)
+
     def load(self, root: Path) -> Splits:
         """Reads the dataset (root holds downloads and caches) and divides it, class by class."""
         source = self.dataset.load(root)
         everything, test = source.train, source.test
+        for part in (everything, *([test] if test else [])):
+            checked(part.groups, len(part), "data")
+        if test is not None and (lacking := sorted(set(everything.groups) - set(test.groups))):
+            raise UserError(f"data: the test part has no groups in column '{lacking[0]}', the training part has them")
         labels, classes = everything.labels, everything.classes
         # Rows are narrowed down first and images taken last: those in memory are copied once, a memory map never.
         rows = np.arange(len(everything))
@@ -208,20 +273,52 @@ class Data:
         _require_all_classes(train.labels, classes, "training", f"lower data.validation ({self.validation})")
         _require_all_classes(validation.labels, classes, "validation", f"raise data.validation ({self.validation})")
         _require_all_classes(test.labels, classes, "test", "raise data.test_share")
-        return Splits(train, validation, test, source.fingerprint)
+        train, validation, test = (self._grouped(split) for split in (train, validation, test))
+        for name, column in test.groups.items():
+            if not column.sizes.all():
+                group = called(name, column.names[int(column.sizes.argmin())])
+                raise UserError(f"data: group '{group}' has no test example; add some, or leave the group out")
+        return Splits(train, validation, test, source.fingerprint, source.groups_fingerprint)
+
+    def _grouped(self, split: Split) -> Split:
+        """With the columns that put classes into groups."""
+        columns = dict(split.groups)
+        for name, groups in self.groups:
+            where = f"data.groups.{name}"
+            if name in columns:
+                raise UserError(f"{where}: the dataset has a column of this name; choose another")
+            group_of = np.full(len(split.classes), -1)
+            for number, (_, members) in enumerate(groups):
+                for member in members:
+                    place = _class_number(member, split.classes)
+                    if place is None:
+                        raise UserError(f"{where}: no class '{member}'; {nearest(member, split.classes)}")
+                    if group_of[place] not in (-1, number):
+                        raise UserError(f"{where}: class '{split.classes[place]}' is in two groups; put it into one")
+                    group_of[place] = number
+            if (group_of < 0).any():
+                lacking = split.classes[int(group_of.argmin())]
+                raise UserError(f"{where}: class '{lacking}' is in no group; put every class into one")
+            columns[name] = Column(group_of[split.labels], tuple(group for group, _ in groups))
+        return replace(split, groups=columns)
 
     def _kept(self, labels: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
         shares = np.ones(len(classes))
         if self.long_tail > 1:
             shares = self.long_tail ** (-np.arange(len(classes)) / max(len(classes) - 1, 1))
         for name, share in self.keep:
-            if name in classes:
-                shares[classes.index(name)] = share
-            elif name.isdigit() and int(name) < len(classes):
-                shares[int(name)] = share
-            else:
+            place = _class_number(name, classes)
+            if place is None:
                 raise UserError(f"data.keep: no class '{name}'; the classes are {', '.join(classes)}")
+            shares[place] = share
         return stratified(labels, shares, seed=(self.split_seed, 3))
+
+
+def _class_number(name: str, classes: tuple[str, ...]) -> int | None:
+    """Of a class by its name, else by its index as text; None where there is none."""
+    if name in classes:
+        return classes.index(name)
+    return int(name) if name.isdigit() and int(name) < len(classes) else None
 
 
 def _require_all_classes(labels: np.ndarray, classes: tuple[str, ...], part: str, remedy: str) -> None:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.bias import MEASURES
+from pipeline.report.by_group import headline, inside_columns
 from pipeline.report.page import render
-from pipeline.report.words import NOTHING, number, span
+from pipeline.report.words import NOTHING, number, span, verdict_text, yardstick_text
 
 if TYPE_CHECKING:
-    from pipeline.bias import Audit, Measure
+    from pipeline.bias import Audit
 
 CLASS_COLUMNS = {
     "support": "support",
+    "missed_reference": "missed before",
+    "claimed_reference": "claimed before",
     "fnr_reference": "FNR before",
     "fnr": "after",
     "d_fnr": "change %",
     "fpr_reference": "FPR before",
     "fpr": "after",
     "d_fpr": "change %",
+    "cev_share": "share of CEV",
     "excess_accuracy_gap": "excess gap",
     "p_value": "p",
 }
@@ -47,7 +52,6 @@ def audit_page(
         footnote: what the intervals are for. interval: heading of their column.
         classes: rows of ``result.per_class`` in the order to show.
     """
-    groups = result.groups
     return render(
         "audit.html.j2",
         {
@@ -62,16 +66,21 @@ def audit_page(
                 {"title": each.title, "value": each.value, "unit": each.unit, "better": each.better}
                 | {"interval": _range(each.interval), "floor": each.floor}
                 | {"floor_range": span(each.floor.low, each.floor.high) if each.floor else NOTHING}
+                | {
+                    "over_floor": yardstick_text(beside),
+                    "verdict": verdict_text(beside) or beside.get("note") or NOTHING,
+                }
                 for each in result.measures.values()
+                for beside in (asdict(each.over_floor) if each.over_floor else {},)
             ],
             "footnote": footnote,
             "left_out": ", ".join(result.left_out),
             "reasons": "; ".join(sorted(set(result.left_out.values()))),
-            "groups": groups["per_group"] if groups else [],
-            "group_columns": _group_columns(result),
-            "group_significance": groups["significance"] if groups else "",
+            "groups": result.groups or {},
+            "group_columns": inside_columns(result.measures) | {"excess_accuracy_gap": "excess gap", "p_value": "p"},
+            "between": {name: _between(found) for name, found in (result.groups or {}).items()},
             "classes": classes,
-            "class_columns": CLASS_COLUMNS,
+            "class_columns": {key: name for key, name in CLASS_COLUMNS.items() if all(key in row for row in classes)},
             "significance": result.significance,
             "notes": result.notes,
         },
@@ -82,16 +91,10 @@ def _range(bounds) -> str:
     return span(bounds.low, bounds.high) if bounds is not None else "no interval"
 
 
-def _headline(result: Audit) -> list[type[Measure]]:
-    """The headline measures that the audit has, in order."""
-    found = [MEASURES[name] for name in result.measures if name in MEASURES]
-    return sorted((kind for kind in found if kind.headline), key=lambda kind: kind.headline)
-
-
 def _cards(result: Audit, rests_on: str) -> list[tuple[str, str, str]]:
     """Title, value and a line below it; a share whose change is measured too is told before and after."""
     cards = []
-    for kind in _headline(result):
+    for kind in headline(result.measures):
         each, change = result.measures[kind.name], result.measures.get(f"{kind.name}_change")
         title = kind.short[:1].upper() + kind.short[1:]
         if kind.unit == "share" and change is not None and None not in (each.value, change.value):
@@ -105,14 +108,13 @@ def _cards(result: Audit, rests_on: str) -> list[tuple[str, str, str]]:
     return [*cards, ("Classes used", f"{result.classes_used} of {result.classes}", rests_on)]
 
 
-def _group_columns(result: Audit) -> dict[str, str]:
-    """Heading of each column of the table of groups, the headline measures with their changes among them."""
-    columns = {"support": "support"}
-    for kind in _headline(result):
-        columns[kind.name] = kind.short
-        if f"{kind.name}_change" in result.measures:
-            columns[f"{kind.name}_change"] = f"{kind.short} change"
-    return columns | {"excess_accuracy_gap": "excess accuracy gap", "p_value": "p"}
+def _between(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The measures that compare the groups of a column."""
+    return [
+        {"title": MEASURES[name].title, "range": span(*each["interval"]) if each["interval"] else "no interval"} | each
+        for name, each in found["measures"].items()
+        if name in MEASURES and MEASURES[name].needs_groups
+    ]
 
 
 def scatter(result: Audit) -> dict[str, Any] | None:

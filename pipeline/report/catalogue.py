@@ -19,7 +19,8 @@ class Shown:
     kind: of its rows in the long table. short: its column heading. better: lower, higher, near 1 or either way.
     headline: its place in the main tables; 0: in the full lists alone.
     compares: it says how far a network is from its dense parent, so that dense pairs have a floor of it.
-    comparison: of two recoveries: as a ``ratio`` or a ``difference``.
+    comparison: of two recoveries, and with a yardstick: as a ``ratio`` or a ``difference``.
+    margin: up to which ratio or difference a change counts as none; None: none is stated.
     corrected: the measure that estimates this one without sampling noise, if any.
     digits: behind the point; None: three significant ones.
     complement: what 100 (1 - value) is called, for an axis that spreads values close to 1; empty: the value is drawn.
@@ -34,6 +35,7 @@ class Shown:
     headline: int = 0
     compares: bool = False
     comparison: str = "difference"
+    margin: float | None = None
     corrected: str = ""
     digits: int | None = None
     complement: str = ""

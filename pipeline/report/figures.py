@@ -137,7 +137,7 @@ def _bias_figure(pyplot, study: Study) -> Figure | None:
                 panel.set_ylabel(title)
             if floor and "high" in floor:
                 band = panel.axhspan(floor["low"], floor["high"], color="#888888", alpha=0.18, lw=0)
-                legend["floor: dense pairs"] = band
+                legend["floor: dense pairs, smallest to largest"] = band
                 panel.axhline(floor["mean"], color="#888888", lw=1, ls=":")
             for recovery, colour in colours.items():
                 cells = {
@@ -216,6 +216,8 @@ def _class_figure(pyplot, study: Study) -> Figure | None:
     columns = ("pruning", "sparsity_asked", "recovery", "class")
     for key, rows in grouped(select(study.rows, kind="class", group=None), *columns).items():
         missed = {row["measure"]: row["value"] for row in rows}
+        if "fnr" not in missed:
+            continue  # of the floor, which knows only what a class carries
         before, after = missed.get("fnr_reference"), missed.get("fnr")
         change = np.nan if before is None or after is None else 100 * (before - after)
         cells.setdefault(name_of(dict(zip(columns, key, strict=True))), {})[str(key[-1])] = change

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.report.by_group import group_tables
 from pipeline.report.words import NOTHING, name_of, number, span
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ def study_page(
             "correlations": first,
             "more_correlations": rest,
             "speed_ups": _speed_ups(curves),
+            "reference_errors": [[str(cell) for cell in row.values()] for row in summary["reference_errors"]],
+            "groups_of": group_tables(study.audits),
             "cells": [(_title(title), full_list(study, title)) for title in study.cells],
             "configuration": text,
         },

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline import statistics
+from pipeline import bias, statistics
 from pipeline.report.catalogue import Shown, catalogue, headline_of, registered
-from pipeline.report.words import NOTHING, beyond, claimed, notes, number, plus_minus, sentences, span
+from pipeline.report.words import (
+    MARKS,
+    NOTHING,
+    carried_text,
+    claimed,
+    name_of,
+    notes,
+    number,
+    plus_minus,
+    sentences,
+    settled_by,
+    span,
+    verdict_text,
+    yardstick_text,
+)
 from pipeline.similarities import SUMMARY_LAYER
-from pipeline.table import RUN, Row, grouped, write_long, write_rows
+from pipeline.table import RUN, Row, grouped, measured, select, write_long, write_rows
 
 Title = tuple[str, float, str]  # pruning, sparsity asked, recovery
 DENSE: Title = ("dense", 0.0, "none")
+YARDSTICKS = {"over_floor": "over floor", "over_control": "over control"}
 SPREAD = ("bias", "similarity")  # what is measured of every seed, so that its spread says something
 
 
@@ -41,8 +56,9 @@ class Study:
 
     shown: every measure, the headline ones first. cells: the networks of each, the dense networks first.
     measured: the rows of a cell, kind, measure and layer. audits: as JSON, by cell.
-    floors: by measure and layer, what dense networks show among each other: mean, pairs, and low and high (central
-    95 %) or, where the table has no summary of them, spread.
+    floors: by measure and layer, what dense networks show among each other: mean, pairs, and low and high (of all) or,
+    where the table has no summary of them, spread.
+    yardsticks: of each cell, by "over_floor" and "over_control" and by measure, what `pipeline.bias.Yardstick` holds.
     """
 
     name: str
@@ -52,6 +68,7 @@ class Study:
     measured: dict[tuple, list[Row]]
     audits: dict[Title, dict[str, Any]]
     floors: dict[tuple[str, str | None], dict[str, float | int | None]]
+    yardsticks: dict[Title, dict[str, dict[str, dict[str, Any]]]]
 
     @property
     def headline(self) -> list[Shown]:
@@ -95,15 +112,69 @@ def gather(
             networks[seed] = Network(run, folders.get(key, ""), list(histories.get(key, ())), {})
         if row["kind"] != "similarity" or row.get("layer") == SUMMARY_LAYER:
             networks[seed].values[row["measure"]] = row["value"]
-    return Study(
+    cells = {title: list(networks.values()) for title, networks in found.items() if networks}
+    study = Study(
         name=name,
         rows=list(rows),
         shown=shown,
-        cells={title: list(networks.values()) for title, networks in found.items() if networks},
+        cells=cells,
         measured=grouped(whole, "pruning", "sparsity_asked", "recovery", "kind", "measure", "layer"),
         audits=dict(audits),
         floors=_floors(whole),
+        yardsticks={
+            title: {
+                "over_floor": {
+                    name: value["over_floor"] for name, value in audit["measures"].items() if value["over_floor"]
+                },
+                "over_control": _over_control(title, cells, shown),
+            }
+            for title, audit in audits
+        },
     )
+    return replace(study, rows=study.rows + _yardstick_rows(study))
+
+
+def _over_control(title: Title, cells: Mapping[Title, list[Network]], shown: Sequence[Shown]) -> dict[str, dict]:
+    """By measure; empty for the control itself, and where nothing is trained after pruning or no control was made."""
+    control = {network.run["seed"]: network for network in cells.get((DENSE[0], DENSE[1], title[2]), ())}
+    if title[0] == DENSE[0] or title[2] == DENSE[2] or not control:
+        return {}
+    found = {}
+    for one in shown:
+        if one.kind != "bias" or not one.compares or one.measure not in cells[title][0].values:
+            continue
+        pairs = [(network, control.get(network.run["seed"])) for network in cells[title]]
+        found[one.measure] = asdict(
+            bias.over_control(
+                [network.values.get(one.measure) for network, _ in pairs],
+                [other.values.get(one.measure) if other else None for _, other in pairs],
+                kind=one.comparison,
+                margin=one.margin,
+                better=one.better,
+                seeds=[network.run["seed"] for network, _ in pairs],
+            )
+        )
+    return found
+
+
+def _yardstick_rows(study: Study) -> list[Row]:
+    """Rows of the long table, kinds ``over_floor`` and ``over_control``: one for each cell and measure."""
+    rows = []
+    for title, yardsticks in study.yardsticks.items():
+        for kind, by_measure in yardsticks.items():
+            for name, record in by_measure.items():
+                whole = study.whole(title, "bias", name)
+                rows.append(
+                    {column: whole.get(column) for column in RUN}
+                    | measured(
+                        *(kind, name, record["value"]),
+                        low=record["low"],
+                        high=record["high"],
+                        unit="ratio" if record["kind"] == "ratio" else whole.get("unit"),
+                        better=whole.get("better"),
+                    )
+                )
+    return rows
 
 
 def _floors(rows: Sequence[Row]) -> dict[tuple[str, str | None], dict[str, Any]]:
@@ -178,17 +249,22 @@ def run_rows(study: Study) -> list[Row]:
 
 
 def measure_rows(study: Study) -> list[Row]:
-    """One row per cell and bias measure: value, interval, floor, and the value of averaged sums (published)."""
+    """One row per cell and bias measure: value, interval, the value of averaged sums (published), and yardsticks."""
     rows = []
     for (pruning, sparsity, recovery), audit in study.audits.items():
         for name, value in audit["measures"].items():
             low, high = value["interval"] or (None, None)
             floor = value["floor"] or {}
+            beside = study.yardsticks[pruning, sparsity, recovery]
             rows.append(
                 {"pruning": pruning, "sparsity_asked": sparsity, "recovery": recovery, "measure": name}
                 | {"value": value["value"], "low": low, "high": high, "published": value["published"]}
-                | {f"floor_{key}": floor.get(key) for key in ("mean", "high")}
-                | {key: floor.get(key) for key in ("excess", "percentile")}
+                | {f"floor_{key}": floor.get(key) for key in ("mean", "low", "high")}
+                | {
+                    f"{kind}{part and '_'}{part}": beside[kind].get(name, {}).get(part or "value")
+                    for kind in YARDSTICKS
+                    for part in ("", "low", "high", "verdict", "no_worse", "seeds")
+                }
                 | {"unit": value["unit"], "better": value["better"]}
             )
     return rows
@@ -211,7 +287,6 @@ def summarise(
 ) -> dict[str, Any]:
     """What summary.json holds: one line per cell with mean and spread over seeds, the floor, and words.
 
-    A cell is *clear of the floor* when each of its networks lies beyond the dense pairs, see `words.beyond`.
     Two recoveries *differ* when their paired test over seeds does, corrected for the number of comparisons: of those
     that were asked beforehand (``claims``), or of all others that are shown.
     """
@@ -223,7 +298,7 @@ def summarise(
         "classes": first["classes"],
         "examples": first["examples"],
         "floor": {
-            shown.measure: study.floor(shown)
+            shown.measure: _with_carried(study, shown)
             for shown in study.headline
             if shown.compares or shown.kind == "similarity"
         },
@@ -235,12 +310,32 @@ def summarise(
             claims=claims,
         ),
     }
+    summary["minimum_errors"], summary["scarce"] = first["minimum_errors"], first["scarce"]
+    summary["reference_errors"] = [
+        {key: row[key] for key in ("class", "support", "missed_reference", "claimed_reference")}
+        for row in first["per_class"]
+    ]
     timed = any(shown.kind == "latency" for shown in study.shown)
     summary["notes"] = notes(summary, counted, timed=timed)
     names = {shown.measure: shown.short for shown in of_bias}
     summary["sentences"] = [*claimed(summary["comparisons"], names), *sentences(summary, study.headline)]
     summary["table"] = main_table(summary, study.headline)
+    summary["verdicts"] = verdict_table(summary, study.headline)
     return summary
+
+
+def _with_carried(study: Study, shown: Shown) -> dict[str, Any] | None:
+    """The floor of a measure and, where it is a sum over classes, what each of them carries, the largest first."""
+    floor = study.floor(shown)
+    shares = {
+        row["class"]: row["value"]
+        for row in select(
+            study.rows, kind="class", measure=f"{shown.measure}_share", pruning=DENSE[0], recovery=DENSE[2]
+        )
+    }
+    if floor is None or not shares:
+        return floor
+    return floor | {"carried_by": dict(sorted(shares.items(), key=lambda entry: -entry[1]))}
 
 
 def _line(study: Study, title: Title) -> dict[str, Any]:
@@ -261,15 +356,14 @@ def _line(study: Study, title: Title) -> dict[str, Any]:
         if shown.kind in SPREAD:
             line[f"{name}_spread"] = spread
         if shown.compares:
-            whole, floor = study.whole(title, shown.kind, name), study.floor(shown)
-            known = audit["measures"].get(name, {}).get("floor") if audit else None
-            past = sum(beyond(value, floor, shown.better) for value in values) if floor and audit else None
+            whole = study.whole(title, shown.kind, name)
             line[f"{name}_interval"] = None if whole.get("low") is None else [whole["low"], whole["high"]]
             line[f"{name}_corrected"] = study.whole(title, shown.kind, shown.corrected).get("value")
-            line[f"{name}_excess"] = known["excess"] if known else None
-            line[f"{name}_clear"] = None if past is None else past == len(networks)
-            line[f"{name}_above"] = past
     line["classes_used"] = audit["classes_used"] if audit else None
+    line |= study.yardsticks.get(title, dict.fromkeys(YARDSTICKS, {}))
+    carried = {name: value["carried_by"] for name, value in audit["measures"].items()} if audit else {}
+    line["carried_by"] = {name: shares for name, shares in carried.items() if shares}
+    line["scarce"] = audit["scarce"] if audit else {}
     return line
 
 
@@ -284,12 +378,14 @@ def main_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[st
         ]
         for line in summary["lines"]
     ]
-    last = ["floor (dense pairs)", "0", "mean (97.5 %)"]
+    last = ["floor (dense pairs)", "0", "mean (largest)"]
     for shown in headline:
         floor = floors[shown] = summary["floor"].get(shown.measure)
         columns = {shown.short: lambda line, shown=shown: _value_text(line, shown)}
         if shown.compares:
-            columns[f"{shown.short} over floor"] = lambda line, shown=shown: _excess_text(line, shown)
+            columns[f"{shown.short} over floor"] = lambda line, shown=shown: _brief(line, shown, "over_floor")
+            page_only.append(len(header) + len(columns))
+            columns[f"{shown.short} over control"] = lambda line, shown=shown: _brief(line, shown, "over_control")
         if shown.compares and shown.corrected:
             page_only.append(len(header) + len(columns))
             columns[f"{shown.short} without noise (95 %)"] = lambda line, shown=shown: _corrected_text(line, shown)
@@ -300,11 +396,12 @@ def main_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[st
     seeds = summary["lines"][0]["seeds"]
     spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
     title = f"{summary['study']}: {summary['lines'][0]['network']} on {summary['dataset']}, {counted_seeds(seeds)}"
-    star = "* every network lies beyond the floor's 97.5 % quantile"
-    starred = any(floor for shown, floor in floors.items() if shown.compares)
+    said = "over floor: times what other dense networks show against the same reference; ↑ above it, ↓ below it, "
+    said += "= equivalent, ? cannot tell"
+    judged = any(line["over_floor"] for line in summary["lines"])
     return {
         "title": f"{title}, {spread}",
-        "caption": "\n".join([*([star] if starred else []), *summary["notes"]]),
+        "caption": "\n".join([*([said] if judged else []), *summary["notes"]]),
         "header": header,
         "rows": [*rows, *([last] if any(floors.values()) else [])],
         "page_only": page_only,
@@ -315,9 +412,34 @@ def _value_text(line: Mapping[str, Any], shown: Shown) -> str:
     return plus_minus(line[shown.measure], line.get(f"{shown.measure}_spread"), shown.digits)
 
 
-def _excess_text(line: Mapping[str, Any], shown: Shown) -> str:
-    excess = line[f"{shown.measure}_excess"]
-    return "" if excess is None else number(excess) + " *" * bool(line[f"{shown.measure}_clear"])
+def _brief(line: Mapping[str, Any], shown: Shown, yardstick: str) -> str:
+    record = line[yardstick].get(shown.measure)
+    return f"{number(record['value'])} {MARKS[record['verdict']]}" if record and record["verdict"] else ""
+
+
+def verdict_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[str, Any]:
+    """Every verdict on the headline measures as text: header and rows, one for each cell and measure."""
+    header = ["network", "measure"]
+    for name in YARDSTICKS.values():
+        header += [f"{name} (95 %)", "verdict", "could have shown", "seeds to settle"]
+    header.append("carried by")
+    rows = []
+    for shown in headline:
+        for line in summary["lines"]:
+            if not shown.compares or not any(line[kind].get(shown.measure) for kind in YARDSTICKS):
+                continue
+            cells = [name_of(line), shown.short]
+            for kind in YARDSTICKS:
+                record = line[kind].get(shown.measure) or {}
+                unsure = record.get("verdict") == "cannot tell"
+                cells += [
+                    yardstick_text(record),
+                    verdict_text(record) or record.get("note") or NOTHING,
+                    number(record.get("detectable")) if unsure else NOTHING,
+                    settled_by(record) if unsure else NOTHING,
+                ]
+            rows.append([*cells, carried_text(line, shown.measure, always=True)])
+    return {"header": header, "rows": rows}
 
 
 def _corrected_text(line: Mapping[str, Any], shown: Shown) -> str:
@@ -328,7 +450,7 @@ def _corrected_text(line: Mapping[str, Any], shown: Shown) -> str:
 
 
 def _floor_text(floor: Mapping[str, Any] | None, shown: Shown, *, brief: bool = False) -> str:
-    """Mean with the ends of the dense pairs, when brief with the end that counts; or with their spread."""
+    """Mean with the ends of the dense pairs, when brief with the largest; or with their spread."""
     if not floor:
         return "" if brief else NOTHING
     if "high" not in floor:
@@ -343,8 +465,8 @@ def counted_seeds(seeds: int) -> str:
 
 
 def full_list(study: Study, title: Title) -> list[dict[str, str]]:
-    """Every measure of a cell as text: value, interval, unit, better, floor, and how it stands to the floor."""
-    audit, found = study.audits.get(title, {"measures": {}}), []
+    """Every measure of a cell as text: value, interval, unit, better, floor, and how it stands to both yardsticks."""
+    found = []
     layers: dict[tuple, list] = {}
     for key in study.measured:
         if key[:3] == title:
@@ -357,7 +479,7 @@ def full_list(study: Study, title: Title) -> list[dict[str, str]]:
             # Without a row for all networks together, the interval of the only one that was measured.
             whole = study.whole(title, shown.kind, shown.measure, layer) or (seeds[0] if len(seeds) == 1 else {})
             floor = study.floors.get((shown.measure, layer))
-            beside = (audit["measures"].get(shown.measure) or {}).get("floor") or {}
+            beside = study.yardsticks.get(title, dict.fromkeys(YARDSTICKS, {})) if shown.kind == "bias" else {}
             found.append(
                 {
                     "title": shown.title + (f", {layer}" if layer else ""),
@@ -368,8 +490,11 @@ def full_list(study: Study, title: Title) -> list[dict[str, str]]:
                     "unit": shown.unit,
                     "better": shown.better,
                     "floor": _floor_text(floor, shown),
-                    "excess": number(beside.get("excess")) if floor else NOTHING,
-                    "percentile": number(beside.get("percentile")) if floor else NOTHING,
+                }
+                | {
+                    kind: " ".join(filter(None, [yardstick_text(record), verdict_text(record)]))
+                    for kind in YARDSTICKS
+                    for record in (beside.get(kind, {}).get(shown.measure) or {},)
                 }
             )
     return found

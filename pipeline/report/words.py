@@ -64,29 +64,72 @@ def listed(names: Sequence[str], last: str = "and") -> str:
     return f" {last} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
 
 
-def beyond(value: float | None, floor: Mapping[str, float], better: str) -> bool:
-    """Whether a value is worse than the central 95 % of the dense pairs; for a signed change, outside of them."""
-    if value is None:
-        return False
-    above, below = value > floor["high"], value < floor["low"]
-    return {"lower": above, "higher": below}.get(better, above or below)
+def yardstick_text(record: Mapping[str, Any]) -> str:
+    """Value and interval beside a yardstick: ``2.92 (0.822 to 10.3)``; a dash where there is none."""
+    if not record or record["value"] is None:
+        return NOTHING
+    ends = span(record["low"], record["high"])
+    return number(record["value"]) + (f" ({ends})" if ends else "")
+
+
+def verdict_text(record: Mapping[str, Any]) -> str:
+    """The verdict; *no worse* beside it where it does not follow from it anyway."""
+    if not record or not record["verdict"]:
+        return ""
+    more = record["no_worse"] and record["verdict"] in ("above", "cannot tell")
+    return record["verdict"] + (", no worse" if more else "")
+
+
+MARKS = {"above": "↑", "below": "↓", "equivalent": "=", "cannot tell": "?"}
+
+
+def settled_by(record: Mapping[str, Any]) -> str:
+    """How many seeds would settle a verdict."""
+    return f"about {record['seeds_needed']:,}" if record["seeds_needed"] else "more than 1,000"
+
+
+def carried_text(line: Mapping[str, Any], measure: str, *, always: bool = False) -> str:
+    """Which class carries most of a value, where that is more than half; and each class with too few errors to count.
+
+    Args:
+        always: the largest class however little it carries.
+    """
+    shares, scarce = line["carried_by"].get(measure, {}), line["scarce"]
+    told = [(name, share) for name, share in list(shares.items())[:1] if always or share > 0.5]
+    told += [
+        (name, share) for name, share in shares.items() if name in scarce and share >= 0.1 and (name, share) not in told
+    ]
+    return ", ".join(
+        f"{share:.0%} by class '{name}'" + (f", which has {_errors(scarce[name])}" if name in scarce else "")
+        for name, share in told
+    )
+
+
+def _errors(count: int) -> str:
+    return f"{count} error{'s' * (count != 1)}"
 
 
 def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str]:
-    """What the table says of each headline measure that has a floor, and of the comparisons of recoveries."""
+    """What the table says of each headline measure beside its yardsticks, and of the comparisons of recoveries."""
     lines, seeds = summary["lines"][1:], summary["lines"][0]["seeds"]
     comparing = [shown for shown in headline if shown.compares]
     floors = {shown.measure: summary["floor"][shown.measure] for shown in comparing}
     said = []
-    if seeds < 2 and comparing:
+    if seeds < 3 and comparing:
+        many = "With one seed" if seeds == 1 else "With two seeds"
         said.append(
-            "With one seed there is no floor: two equally good dense networks also differ, so no "
-            f"{listed([shown.short for shown in comparing], 'or')} here can be read. Run at least three seeds."
+            f"{many} there is no floor: equally good dense networks also differ, so no "
+            f"{listed([shown.short for shown in comparing], 'or')} here can be read. Run at least three seeds, better "
+            "five."
         )
-    elif any(floors.values()) and seeds < 3:
-        said.append("Two seeds make one pair, seen from both sides: no floor to rely on. Run at least three seeds.")
-    for shown in comparing if seeds > 1 else ():
-        said += _beside_the_floor(shown, floors[shown.measure], lines, seeds)
+    judged = [shown for shown in comparing if any(line["over_floor"].get(shown.measure) for line in lines)]
+    for shown in judged if seeds > 2 else ():
+        said += _floor_of(shown, floors[shown.measure], seeds)
+        said += _verdicts(shown, "over_floor", "the floor", lines)
+    for shown in comparing:
+        said += _verdicts(shown, "over_control", "the control (the same recovery without pruning)", lines)
+    said += _how_sure(judged, lines, seeds)
+    said += _carried(summary, comparing, lines)
     used = [line["classes_used"] for line in lines if line["classes_used"] is not None]
     if used and min(used) < summary["classes"]:
         said.append(
@@ -97,30 +140,114 @@ def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str
     return said + compared(summary["comparisons"], {shown.measure: shown.short for shown in ordered})
 
 
-def _beside_the_floor(shown: Shown, floor: Mapping | None, lines: Sequence[Mapping], seeds: int) -> list[str]:
-    name, where = shown.short, {"lower": "above", "higher": "below"}.get(shown.better, "outside of")
+def _floor_of(shown: Shown, floor: Mapping | None, seeds: int) -> list[str]:
+    name = shown.short
     if not floor:
         return [f"{name}: no pair of dense networks has a value, so there is no floor and no {name} here can be read."]
-    said = [
+    return [
         f"{name}: dense networks that differ only in their seed already show {number(floor['mean'])} against each other"
         f" ({span(floor['low'], floor['high'])}, {floor['pairs']} ordered pairs of {seeds} networks): this is the "
         "floor."
     ]
-    above = f"{shown.measure}_above"
-    valued = [line for line in lines if line[shown.measure] is not None]
-    groups = {
-        f"{where} the floor in every seed": [
-            name_of(line) for line in valued if line[f"{shown.measure}_clear"] and line[above]
-        ],
-        f"{where} the floor in some seeds only": [
-            f"{name_of(line)} ({line[above]} of {line['seeds']})"
-            for line in valued
-            if line[above] and not line[f"{shown.measure}_clear"]
-        ],
-        "not distinguishable from a change of seed": [name_of(line) for line in valued if not line[above]],
-        "has no value": [name_of(line) for line in lines if line[shown.measure] is None],
+
+
+def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping]) -> list[str]:
+    """A sentence for each verdict that some cell has, and one for the cells that have none."""
+    within = ""
+    if shown.margin is not None:
+        size = f"a factor of {number(shown.margin)}" if shown.comparison == "ratio" else f"{shown.margin:g}"
+        within = f" (within {size})"
+    words = {
+        "above": f"{shown.short} is above {name}",
+        "below": f"{shown.short} is below {name}",
+        "equivalent": f"{shown.short} is equivalent to {name}{within}",
+        "cannot tell": f"Whether {shown.short} differs from {name} cannot be told",
+        "": f"{shown.short} has no verdict beside {name}",
     }
-    return said + [f"{name} {words}: {'; '.join(names)}." for words, names in groups.items() if names]
+    cells: dict[str, list[str]] = {verdict: [] for verdict in words}
+    for line in lines:
+        record = line[yardstick].get(shown.measure)
+        if record:
+            told = [name_of(line), *_told(record)]
+            told.append(carried_text(line, shown.measure) if yardstick == "over_floor" else "")
+            cells[record["verdict"]].append(", ".join(filter(None, told)))
+    return [f"{words[verdict]}: {'; '.join(found)}." for verdict, found in cells.items() if found]
+
+
+def _told(record: Mapping[str, Any]) -> list[str]:
+    """A value beside a yardstick with what makes it readable, in a sentence."""
+    times = " times" if record["kind"] == "ratio" else ""
+    told = []
+    if record["value"] is not None:
+        more = [span(record["low"], record["high"])]
+        if record["verdict"] == "cannot tell":
+            shown = f"{record['seeds']} seeds would have shown {number(record['detectable'])}"
+            more.append(f"{shown}, {settled_by(record)} would settle it")
+        told.append(f"{number(record['value'])}{times}" + (f" ({'; '.join(more)})" if more[0] else ""))
+    if record["no_worse"] and record["verdict"] in ("above", "cannot tell"):
+        told.append("no worse")
+    if not record["verdict"]:
+        told.append(record["note"])
+    return told
+
+
+def _how_sure(judged: Sequence[Shown], lines: Sequence[Mapping], seeds: int) -> list[str]:
+    """What a verdict is worth: how wide the intervals are, and that there are many of them."""
+    records = [
+        (shown, record)
+        for shown in judged
+        for line in lines
+        if (record := line["over_floor"].get(shown.measure)) and record["verdict"]
+    ]
+    more = [line["over_control"][shown.measure] for shown in judged for line in lines if line["over_control"]]
+    many = len(records) + sum(bool(record["verdict"]) for record in more)
+    if not many:
+        return []
+    said = []
+    factors: dict[str, list[float]] = {}
+    for shown, record in records:
+        if record["kind"] == "ratio" and shown.margin is not None:
+            factors.setdefault(shown.short, []).append(math.sqrt(record["high"] / record["low"]))
+    margins = {shown.short: shown.margin for shown in judged}
+    if factors:
+        told = [
+            f"{number(sorted(found)[len(found) // 2])} for {name} (equivalent takes less than {number(margins[name])})"
+            for name, found in factors.items()
+        ]
+        said.append(
+            f"How much {seeds} seeds can say: half of the intervals over the floor reach to either side a factor of "
+            f"more than {listed(told)}. What is not shown to differ is not shown to be equal."
+        )
+    said.append(
+        f"Each of these {many} verdicts is at 95 % for itself, not corrected for their number: without any effect "
+        f"about {number(0.025 * many)} would be above and as many below by chance."
+    )
+    return said
+
+
+def _carried(summary: Mapping[str, Any], comparing: Sequence[Shown], lines: Sequence[Mapping]) -> list[str]:
+    """On which classes values rest, where that is few of them or few errors."""
+    said = []
+    scarce, fewest = summary["scarce"], summary["minimum_errors"]
+    if scarce:
+        names = [f"'{name}' ({count})" for name, count in scarce.items()]
+        said.append(
+            f"Classes in which some dense network makes fewer than {fewest} errors of a kind: {listed(names)}. One "
+            "error more or less there changes a rate by a large part; what such a class carries stands beside a value."
+        )
+    for shown in comparing:
+        told = []
+        floor = summary["floor"][shown.measure] or {}
+        for name, share in list(floor.get("carried_by", {}).items())[:1]:
+            if share > 0.5:
+                told.append(f"the floor ({share:.0%} by class '{name}')")
+        for line in lines:
+            for name, share in list(line["carried_by"].get(shown.measure, {}).items())[:1]:
+                if share > 0.5:
+                    told.append(f"{name_of(line)} ({share:.0%} by class '{name}')")
+        if told:
+            said.append(f"{shown.short} rests by more than half on one class in {listed(told)}.")
+    return said
 
 
 def claimed(comparisons: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[str]:

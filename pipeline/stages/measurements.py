@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from pipeline import bias, inference, predictions, pruning, similarities
+from pipeline.data import ClassGroups, Data
 from pipeline.data.batches import Batches, ImageView
 from pipeline.files import write_atomically
 from pipeline.machine import require_memory
 from pipeline.models import Observer
 from pipeline.predictions import Predictions
+from pipeline.registry import UserError
 from pipeline.stage import Context, Stage
 from pipeline.stages.networks import Prune, Recover, Train, load_network, load_splits
 from pipeline.table import measured, read_long, write_long, write_rows
@@ -30,27 +32,45 @@ def _said(measure: type[bias.Measure] | similarities.SimilarityMeasure) -> dict[
 
 @dataclass(frozen=True)
 class Predict(Stage):
-    """What a network says about every test example. No other stage touches the test split."""
+    """What a network says about every test example, and the groups of these. No other stage touches the test split.
+
+    groups_identity: names what the dataset's groups hold, where its options do not. class_groups: see ``Data.groups``.
+    """
 
     files: ClassVar[tuple[str, ...]] = ("predictions.npz", "classes.json")
 
     network: Train | Prune | Recover
+    groups_identity: str = ""
+    class_groups: ClassGroups = ()
 
     @property
     def threads(self) -> int:
         return self.network.dense.threads
 
+    @property
+    def _data(self) -> Data:
+        return replace(self.network.dense.data, groups=self.class_groups)
+
     def label(self) -> str:
         return f"predict · {self.network.label()}"
+
+    def check(self, data_root: Path) -> None:
+        load_splits(self._data, data_root)
 
     def run(self, folder: Path, context: Context) -> None:
         stored = load_network(context.open(self.network))
         dense = self.network.dense
-        test = load_splits(dense.data, context.data_root).test
+        splits = load_splits(self._data, context.data_root)
+        if self.groups_identity and splits.groups_fingerprint != self.groups_identity:
+            load_splits.cache_clear()  # an earlier study of this process may have read other ones
+            splits = load_splits(self._data, context.data_root)
+        if self.groups_identity and splits.groups_fingerprint != self.groups_identity:
+            raise UserError("the groups changed after this study was planned; run the same command again")
+        test = splits.test
         size = dense.fit.evaluation_batch_size
         batches = Batches(test, ImageView(test, stored.normalisation, device=context.device), batch_size=size)
         logits = inference.predict(stored.network, batches)
-        predictions.write(folder, logits, test.labels, test.ids, test.classes)
+        predictions.write(folder, logits, test.labels, test.ids, test.classes, test.groups)
 
 
 def load_predictions(context: Context, stage: Predict) -> Predictions:
@@ -65,6 +85,7 @@ class Floor(Stage):
     measures: those that are taken, so that one more makes another floor.
     """
 
+    version: ClassVar[int] = 2
     files: ClassVar[tuple[str, ...]] = (ROWS,)
 
     networks: tuple[Predict, ...]
@@ -90,15 +111,17 @@ class Floor(Stage):
 class Score(Stage):
     """Per-class rates, CEV, SDE and every other measure of one method's networks, each against its own dense parent.
 
-    candidates and references go in pairs, one for each seed. floor: what to hold their values against.
+    candidates and references go in pairs, one for each seed. floor: of the references, in their order.
     """
 
+    version: ClassVar[int] = 2
     files: ClassVar[tuple[str, ...]] = (ROWS, "audit.json")
 
     references: tuple[Predict, ...]
     candidates: tuple[Predict, ...]
     floor: Floor
     resamples: int = 2000
+    minimum_errors: int = 5
 
     def check(self, data_root: Path) -> None:
         classes = len(load_splits(self.candidates[0].network.dense.data, data_root).train.classes)
@@ -118,6 +141,7 @@ class Score(Stage):
             measures=self.floor.measures,
             resamples=self.resamples,
             smoothing=self.floor.smoothing,
+            minimum_errors=self.minimum_errors,
         )
         write_atomically(folder / "audit.json", json.dumps(audit.to_json(), indent=1) + "\n")
         write_long(folder / ROWS, audit.long_rows(seeds))

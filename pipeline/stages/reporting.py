@@ -64,7 +64,7 @@ class Correlate(Stage):
                 network = (*cell.place, row["seed"])
                 if row["kind"] == "similarity":
                     similarities.setdefault((row["measure"], row["layer"]), {})[network] = row["value"]
-                elif row["kind"] == "bias" and row["seed"] is not None:
+                elif row["kind"] == "bias" and row["seed"] is not None and row["group"] is None:
                     biases.setdefault((row["measure"],), {})[network] = row["value"]
         rows = [
             {"similarity": name, "layer": layer, "measure": measure, **record}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from pipeline.bias.measures.declared import MEASURES, Counts, Measure, Pair, Sums, log_softmax, once
+from pipeline.divergences import jensen_shannon, kullback_leibler
 from pipeline.predictions import Predictions
 
 
@@ -23,6 +24,7 @@ class Churn(Measure):
     unit = "share"
     better = "lower"
     comparison = "ratio"
+    margin = 1.5**0.5
     needs_pairing = True
 
     def counts(self, pair: Pair) -> Counts:
@@ -30,6 +32,33 @@ class Churn(Measure):
 
     def value(self, sums: Sums) -> np.ndarray:
         return (sums["disagree"] / sums["examples"])[..., 0]
+
+
+@MEASURES.register("flips")
+@dataclass(frozen=True)
+class Flips(Measure):
+    """Share of examples that go from right to wrong or from wrong to right.
+
+    What accuracy hides where as many are gained as are lost. It bounds what any class can lose: an example of class c
+    changes the class's errors by one at most, and only if it flips, so that |FNR'_c - FNR_c| is at most the share of
+    flips among the examples of c, and Σ_c n_c/N |FNR'_c - FNR_c| is at most this measure.
+    """
+
+    title = "Flips between right and wrong"
+    source = "Dutta et al. 2024 (Accuracy is Not All You Need)"
+    equation = "1/N Σ_i [right_i ≠ right'_i]  ≥  Σ_c n_c/N |FNR'_c - FNR_c|"
+    unit = "share"
+    better = "lower"
+    comparison = "ratio"
+    needs_pairing = True
+    margin = 1.5**0.5
+
+    def counts(self, pair: Pair) -> Counts:
+        before, after = (each.predictions == pair.labels for each in (pair.reference, pair.candidate))
+        return {"flip": before != after}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return (sums["flip"] / sums["examples"])[..., 0]
 
 
 def modal(predictions: np.ndarray, count: int) -> np.ndarray:
@@ -99,17 +128,43 @@ def _divergence(first: Predictions, second: Predictions) -> np.ndarray:
     if first in _divergences(second):
         return _divergences(second)[first]
     if second not in _divergences(first):
-        p, q = log_softmax(first), log_softmax(second)
-        rows = max(1, 2**15 // p.shape[1])  # few enough to stay in the processor's cache
-        found = [_divergence_of(p[i : i + rows], q[i : i + rows]) for i in range(0, len(p), rows)]
-        _divergences(first)[second] = np.concatenate(found)
+        _divergences(first)[second] = _by_rows(jensen_shannon, first, second)
     return _divergences(first)[second]
 
 
-def _divergence_of(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    middle = np.logaddexp(first, second) - np.log(2)
-    divergence = 0.5 * (np.exp(first) * (first - middle) + np.exp(second) * (second - middle)).sum(1)
-    return np.maximum(divergence, 0.0)
+def _by_rows(divergence: Callable, first: Predictions, second: Predictions) -> np.ndarray:
+    """A divergence of each example, float64 [N], some rows at a time: few enough to stay in the processor's cache."""
+    p, q = log_softmax(first), log_softmax(second)
+    rows = max(1, 2**15 // p.shape[1])
+    return np.concatenate([divergence(p[i : i + rows], q[i : i + rows]) for i in range(0, len(p), rows)])
+
+
+@once
+def _relative_entropy(pair: Pair) -> np.ndarray:
+    """KL(reference || candidate) of each example, float64 [N]."""
+    return _by_rows(kullback_leibler, pair.reference, pair.candidate)
+
+
+@MEASURES.register("kl")
+@dataclass(frozen=True)
+class KullbackLeiblerDivergence(Measure):
+    """Mean divergence of the candidate's class probabilities from the reference's, 0 where they are the same."""
+
+    title = "Kullback-Leibler divergence"
+    source = "Kullback and Leibler 1951; as in Dutta et al. 2024"
+    equation = "1/N Σ_i KL(p_i|p'_i) = 1/N Σ_i Σ_c p_ic (log p_ic - log p'_ic)"
+    unit = "nats"
+    better = "lower"
+    comparison = "ratio"
+    needs_logits = True
+    needs_pairing = True
+    margin = 1.5
+
+    def counts(self, pair: Pair) -> Counts:
+        return {"kl": _relative_entropy(pair)}
+
+    def value(self, sums: Sums) -> np.ndarray:
+        return (sums["kl"] / sums["examples"])[..., 0]
 
 
 @MEASURES.register("js_divergence")
@@ -123,6 +178,7 @@ class JensenShannonDivergence(Measure):
     unit = "nats"
     better = "lower"
     comparison = "ratio"
+    margin = 1.5  # a divergence is of second order in the change of probabilities
     needs_logits = True
     needs_pairing = True
 

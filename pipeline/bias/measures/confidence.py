@@ -63,6 +63,7 @@ class CalibrationErrorChange(CalibrationError):
     lowest = -np.inf
     better = "lower"
     compares = True
+    margin = 0.01
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -112,6 +113,7 @@ class TopFiveAccuracyChange(TopFiveAccuracy):
     equation = "top5' - top5"
     lowest = -np.inf
     compares = True
+    margin = 0.01
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - (sums["top_5_reference"] / sums["examples"])[..., 0]

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from scipy import sparse
 
+from pipeline import divergences
 from pipeline.predictions import Predictions
 from pipeline.registry import Registry, UserError
 
@@ -44,6 +45,13 @@ def once(function: Callable[..., Found]) -> Callable[..., Found]:
 
 
 @dataclass(frozen=True, eq=False)
+class DenseNetworks:
+    """All dense networks that are known, which differ in nothing but their seed; labels are equal."""
+
+    networks: tuple[Predictions, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """One candidate beside its reference on the same examples.
 
@@ -52,6 +60,9 @@ class Pair:
         class_count: C.
         parts: int64 [N], what recall is taken over: the labels, or a group column.
         part_count: the number of parts.
+        groups: int64 [N], a group column, or None; what `Measure.needs_groups` compares.
+        group_count: the number of groups.
+        dense: whose mean rates serve as a common denominator; None: the reference alone.
     """
 
     reference: Predictions
@@ -59,6 +70,9 @@ class Pair:
     class_count: int
     parts: np.ndarray
     part_count: int
+    groups: np.ndarray | None = None
+    group_count: int = 0
+    dense: DenseNetworks | None = None
 
     def __post_init__(self) -> None:
         if len(self.reference.labels) != len(self.candidate.labels):
@@ -101,10 +115,7 @@ class Pair:
 @once
 def log_softmax(network: Predictions) -> np.ndarray:
     """float64 [N, C] of its logits; rows of exponentials sum to 1."""
-    shifted = network.logits.astype(np.float64)
-    shifted -= shifted.max(1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(1, keepdims=True))
-    return shifted
+    return divergences.log_softmax(network.logits)
 
 
 def one_hot(columns: np.ndarray, width: int, *, where: np.ndarray | None = None) -> sparse.csr_matrix:
@@ -136,6 +147,7 @@ class Measure:
         better: ``"lower"``, ``"higher"``, ``"near 1"``, or ``"either way"`` for a signed change.
         needs_logits: it exists only where both networks have logits.
         needs_pairing: it exists only where row i is known to be the same example in both.
+        needs_groups: it compares the groups of a column, and exists only where there is one.
         over_trials: it exists for all trials of a method together.
         lowest: no interval goes below it.
         noise_free: it estimates what its interval is for, so that an audit shows it inside of it.
@@ -145,6 +157,8 @@ class Measure:
         compares: it says how candidate and reference differ; False for what the candidate has alone.
         comparison: how the values of two methods are compared: ``"difference"``, or ``"ratio"`` for a positive value
             whose spread grows with its size.
+        margin: the ratio m (from 1/m to m) or the difference (from -m to m) up to which a change counts as none, see
+            ``pipeline.bias.yardsticks``; None where none is stated, and then nothing is called equivalent.
         corrected: name of the measure that estimates it without sampling noise, or an empty string.
         digits: decimals in tables, None for three significant digits.
         complement: what 1 - value, in percent, is called where the logarithmic axis of a figure needs it.
@@ -158,6 +172,7 @@ class Measure:
     better: ClassVar[str]
     needs_logits: ClassVar[bool] = False
     needs_pairing: ClassVar[bool] = False
+    needs_groups: ClassVar[bool] = False
     over_trials: ClassVar[bool] = False
     lowest: ClassVar[float] = 0.0
     noise_free: ClassVar[bool] = False
@@ -166,6 +181,7 @@ class Measure:
     headline: ClassVar[int] = 0
     compares: ClassVar[bool] = True
     comparison: ClassVar[str] = "difference"
+    margin: ClassVar[float | None] = None
     corrected: ClassVar[str] = ""
     digits: ClassVar[int | None] = None
     complement: ClassVar[str] = ""
@@ -177,3 +193,7 @@ class Measure:
     def value(self, sums: Sums) -> np.ndarray:
         """The measure of the sums."""
         raise NotImplementedError
+
+    def by_class(self, sums: Sums) -> np.ndarray | None:
+        """What each class adds to the value, [..., C], 0 for one left out; None where it is no sum over classes."""
+        return None

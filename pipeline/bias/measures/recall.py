@@ -46,6 +46,7 @@ class MaxExcessAccuracyGap(_OfRecalls):
     equation = "max_c [(recall_c - recall'_c) - (accuracy - accuracy')]"
     unit = "share"
     better = "lower"
+    margin = 0.01
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -127,6 +128,7 @@ class Intensification(_OfRecalls):
     unit = "ratio"
     lowest = -np.inf
     better = "near 1"
+    margin = 0.1
     interval = "basic"
 
     def value(self, sums: Sums) -> np.ndarray:
@@ -173,6 +175,7 @@ class AccuracyChange(_OfRecalls):
     unit = "share"
     lowest = -np.inf
     better = "higher"
+    margin = 0.01
 
     def value(self, sums: Sums) -> np.ndarray:
         return (_recalls(sums, "candidate")[1] - _recalls(sums, "reference")[1])[..., 0]

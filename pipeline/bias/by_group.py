@@ -1,0 +1,218 @@
+"""An audit cut up by groups: every measure inside each group, what compares the groups, and class within group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.bias.given import existing
+from pipeline.bias.measures import Measure, Pair
+from pipeline.bias.resampling import Table, class_significance
+from pipeline.groups import Column, Columns, called
+from pipeline.predictions import Predictions
+from pipeline.registry import UserError
+from pipeline.table import Row, measured
+
+if TYPE_CHECKING:
+    from pipeline.bias.scoring import Value
+
+# The measures of unevenness that are also taken over class within group.
+WITHIN = ("cev", "sde", "cev_corrected", "sde_corrected")
+
+
+def columns_of(networks: Sequence[Predictions]) -> dict[str, Column]:
+    """The group columns of all networks together.
+
+    Raises:
+        UserError: two of them put an example into different groups.
+    """
+    found: dict[str, tuple[Column, str]] = {}
+    for each in networks:
+        for name, column in each.groups.items():
+            known, source = found.setdefault(name, (column, each.source))
+            if known is not column and not known.same(column):
+                raise UserError(
+                    f"{each.source}: the groups in column '{name}' differ from those of {source}; predict the same "
+                    "test set, in the same order, with both"
+                )
+    return {name: column for name, (column, _) in found.items()}
+
+
+def tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
+    """Measures of predictions, whose cells are few, apart from measures of logits, whose cells are the examples."""
+    kinds = ([each for each in chosen if each.needs_logits is wanted] for wanted in (False, True))
+    return [Table(pairs, kind) for kind in kinds if kind]
+
+
+def by_group(
+    pairs: Sequence[Pair],
+    columns: Columns,
+    names: Sequence[str],
+    chosen: Sequence[Measure],
+    *,
+    level: float,
+    values: Callable[[Sequence[Pair], Sequence[Measure]], dict[str, Value]],
+    per_class: Callable[[Sequence[Pair], Sequence[str], np.ndarray], tuple[list[dict[str, Any]], np.ndarray]],
+) -> dict[str, dict[str, Any]]:
+    """What was found of each column, by its name, as plain lists, dicts, text and numbers.
+
+    Args:
+        pairs: the trials. names: of the classes. chosen: the measures that the inputs allow.
+        level: of the tests.
+        values: what an audit makes of pairs and measures. per_class: what it says of the classes of pairs.
+
+    Returns:
+        for each column ``per_group`` (a dict a group: every measure inside it, how accuracy moved there beside the
+        rest), ``measures`` (those that compare the groups, and those of recall with groups in the place of classes),
+        ``left_out`` (name -> why one of these does not exist), ``class_within_group`` (CEV and SDE over the classes of
+        all groups), ``per_class_within_group`` (a dict a group and class), ``significance`` (the test).
+
+    Raises:
+        UserError: a network of which only a confusion matrix is known.
+    """
+    if not all(pair.paired for pair in pairs):
+        raise UserError(
+            "groups: a confusion matrix does not tell the group of an example; give predictions per example"
+        )
+    return {
+        name: _of_column(pairs, column, names, chosen, level=level, values=values, per_class=per_class)
+        for name, column in columns.items()
+    }
+
+
+def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class) -> dict[str, Any]:
+    groups, many, size, count = column.numbers, len(column.names), column.sizes, len(names)
+    over = [replace(pair, parts=groups, part_count=many, groups=groups, group_count=many) for pair in pairs]
+    p_values, test = class_significance(over)
+    comparing = [each for each in chosen if each.needs_groups]
+    comparing += [
+        each
+        for each in chosen
+        if not each.needs_groups and "part_size" in each.counts(over if each.over_trials else over[0])
+    ]
+    between = values(over, comparing)
+    alone = _of_references(over, [each for each in comparing if each.needs_groups and not each.compares])
+    within = _within(pairs, column, count)
+    of_both = values(within, [each for each in chosen if each.name in WITHIN])
+    both_p, _ = class_significance(within)
+    long_names = [f"{group} / {name}" for group in column.names for name in names]
+    rows, has_change = per_class(within, long_names, both_p)
+    for i, row in enumerate(rows):
+        # Negatives of a class inside a group are the other examples of that group, not of the whole test set.
+        negatives = max(size[i // count] - row["support"], 1)
+        scale = max(len(groups) - row["support"], 1) / negatives
+        row.update({key: row[key] * scale for key in ("fpr_reference", "fpr")})
+        row.update({"group": column.names[i // count], "class": names[i % count]})
+    inside = _inside(pairs, column, [each for each in chosen if not each.needs_groups])
+    return {
+        "per_group": [
+            {
+                "group": column.names[g],
+                "support": int(size[g]),
+                **{name: existing(value[g]) for name, value in inside.items()},
+                "excess_accuracy_gap": existing(gap),
+                "p_value": existing(p_values[g]),
+                "significant": bool(p_values[g] < 1 - level),  # NaN is not
+            }
+            for g, gap in enumerate(_gaps(over, size))
+        ],
+        "measures": {name: each | {"reference": alone.get(name)} for name, each in _brief(between).items()},
+        "left_out": {
+            each.name: "no class has examples of its kind in two groups"
+            for each in comparing
+            if each.needs_groups and between[each.name].value is None
+        },
+        "class_within_group": _brief(of_both)
+        | {
+            "classes": int((np.bincount(within[0].labels, minlength=count * many) > 0).sum()),
+            "classes_used": int(has_change.all(0).sum()),
+        },
+        "per_class_within_group": rows,
+        "significance": test,
+    }
+
+
+def _inside(pairs: Sequence[Pair], column: Column, chosen: Sequence[Measure]) -> dict[str, np.ndarray]:
+    """Every measure inside each group, the mean over trials: name -> [groups], NaN for a group without examples."""
+    many, some = len(column.names), column.sizes > 0
+    found: dict[str, np.ndarray] = {}
+    for table in tables(pairs, chosen):
+        weights = np.zeros((len(table.multiplicity), many))
+        np.add.at(weights, (table.cell, column.numbers), 1.0)
+        sums = [{name: value[some] for name, value in each.items()} for each in table.sums(weights)]
+        for name, value in table.values(sums).items():
+            found[name] = np.full(many, np.nan)
+            found[name][some] = value.mean(1)
+    return found
+
+
+def _of_references(over: Sequence[Pair], chosen: Sequence[Measure]) -> dict[str, float | None]:
+    """What the references have alone, the mean over trials."""
+    if not chosen:
+        return {}
+    values, _ = Table([replace(pair, candidate=pair.reference) for pair in over], chosen).point()
+    return {name: existing(value.mean()) for name, value in values.items()}
+
+
+def _within(pairs: Sequence[Pair], column: Column, count: int) -> list[Pair]:
+    """The trials with a class for each group and class."""
+    first, total = column.numbers * count, count * len(column.names)
+
+    def shifted(each: Predictions) -> Predictions:
+        return Predictions(first + each.labels, first + each.predictions, source=each.source)
+
+    # One object per network keeps "the same reference for all" visible.
+    before = {id(pair.reference): shifted(pair.reference) for pair in pairs}
+    labels = first + pairs[0].labels
+    return [Pair(before[id(pair.reference)], shifted(pair.candidate), total, labels, total) for pair in pairs]
+
+
+def _gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
+    """Accuracy lost in each group beyond what the test set lost, mean over trials: [groups]."""
+    lost = np.mean(
+        [(p.reference.predictions == p.labels) * 1.0 - (p.candidate.predictions == p.labels) for p in over], 0
+    )
+    total = np.bincount(over[0].parts, weights=lost, minlength=len(size))
+    return np.where(size > 0, total / np.maximum(size, 1) - lost.mean(), np.nan)
+
+
+def _brief(values: dict[str, Value]) -> dict[str, Any]:
+    return {
+        name: {
+            "value": each.value,
+            "interval": [each.interval.low, each.interval.high] if each.interval is not None else None,
+            "trials": list(each.trials),
+            "unit": each.unit,
+            "better": each.better,
+        }
+        for name, each in values.items()
+    }
+
+
+def group_rows(column: str, found: dict[str, Any], says: dict[str, dict[str, str]], seeds: Sequence[int]) -> list[Row]:
+    """Rows of the long table, kind ``bias``, of one column of ``by_group``.
+
+    The place ``group`` holds ``kind=animal`` for what was found inside a group (the mean over trials), and ``kind`` for
+    what compares the groups of the column, or is taken over class within group: of each trial, then with its interval.
+
+    Args:
+        says: unit and better of each measure. seeds: of the trials, in order.
+    """
+    rows = []
+    for row in found["per_group"]:
+        group = called(column, row["group"])
+        rows += [measured("bias", name, row[name], group=group, **said) for name, said in says.items()]
+    for name, each in (found["measures"] | found["class_within_group"]).items():
+        if not isinstance(each, dict):
+            continue  # how many classes there are
+        shared = {"group": called(column), "unit": each["unit"], "better": each["better"]}
+        rows += [
+            measured("bias", name, value, seed=seed, reference_seed=seed, **shared)
+            for seed, value in zip(seeds, each["trials"], strict=True)
+        ]
+        low, high = each["interval"] or (None, None)
+        rows.append(measured("bias", name, each["value"], low=low, high=high, **shared))
+    return rows
