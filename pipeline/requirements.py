@@ -209,9 +209,12 @@ def of_study(
             every cell that was pruned.
 
     Raises:
-        UserError: no cell of this name.
+        UserError: no cell of this name; a summary without cells.
     """
-    lines = {name_of(line): line for line in summary["lines"]}
+    try:
+        lines = {name_of(line): line for line in summary["lines"]}
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"summary.json: names no cells ({error}); make the report again with the verb run") from None
     chosen = {
         name: line
         for name, line in lines.items()
@@ -228,6 +231,7 @@ def _of_cell(line: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Mapping[
     place = {key: line[key] for key in ("pruning", "sparsity_asked", "recovery")}
     found = {row["measure"]: row for row in select(rows, **place)}
     for yardstick in YARDSTICKS:
-        beside = line.get(f"over_{yardstick}") or {}
-        found |= {f"{measure}_over_{yardstick}": fields for measure, fields in beside.items()}
+        beside = line.get(f"over_{yardstick}")
+        if isinstance(beside, Mapping):
+            found |= {f"{measure}_over_{yardstick}": fields for measure, fields in beside.items()}
     return found

@@ -353,6 +353,13 @@ def test_what_is_refused_of_a_study(published, store, capsys):
     assert "--cell: says what --require is about" in refused("--cell", "*")
     assert "'worst_recal' is no measure" in refused(*requiring("worst_recal>=0.5"))
     assert "made with other settings" in refused(*required, "resamples=300")
+    summary = json.loads((published / "summary.json").read_text())
+    for lines in (3, [3], [{}], [{**summary["lines"][2], "sparsity_asked": "many"}]):
+        (published / "summary.json").write_text(json.dumps({**summary, "lines": lines}))
+        assert "summary.json: names no cells" in refused(*required)
+    (published / "summary.json").write_text(json.dumps(summary))
+    (published / "rows.csv").write_text("a\n1\n")
+    assert "no row of the long table" in refused(*required)
     (published / "rows.csv").unlink()
     assert "rows.csv" in refused(*required)
     (published / "summary.json").unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -93,6 +93,7 @@ def test_what_cannot_be_tested_has_no_p(pairs, value):
     assert row["low"] is row["high"] is row["p"] is None
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6))
 def test_seeds_are_paired_in_every_measure_and_families_corrected_together(number, seeds):
     """Whatever the order of the rows, each p is scipy's of the same seeds, and Holm's of its whole family."""
