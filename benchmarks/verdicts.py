@@ -13,7 +13,7 @@ the same in every seed; that size is found by simulation, so that the truth of a
 over studies on test sets of this size) is 1, 1.5, 2 or 4. SDE of the same studies has a truth of its own, simulated as
 well. The first 3, 5 and 8 of 10 seeds make the smaller studies.
 
-    python benchmarks/verdicts.py [--studies 2000] [--settings default rare] [--seed 0]
+    python benchmarks/verdicts.py [--studies 2000] [--settings default rare] [--parts tables power]
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def cases(setting: Setting) -> list[Case]:
     """No effect and the factors, with the sizes that give them in CEV."""
     population, generator = Population(setting), np.random.default_rng(11)
     ladders = {tied: [Candidate(tied, float(size)) for size in SIZES] for tied in (False, True)}
-    tried = Studies(setting, population, 2000, 5, ladders[False] + ladders[True], generator)
+    tried = Studies(setting, population, 1000, 5, ladders[False] + ladders[True], generator)
     found = [Case("floor", "tied, nothing added", ladders[True][0])]
     for yardstick, tied in (("floor", False), ("floor", True), ("control", True)):
         reached = [tried.truth(each, "cev")[yardstick == "control"] for each in ladders[tied]]
@@ -281,8 +281,8 @@ def verdicts_of(word: str, setting: Setting, population: Population, arguments, 
     """One table of a setting; returns its rows, with what the constructions compared say of the same studies."""
     found = cases(setting)
     candidates = list({case.candidate: None for case in found})
-    many = Studies(setting, population, 2 * arguments.studies, 5, candidates, generator)
-    endless = Studies(setting, population, arguments.studies, 5, candidates, generator, endless=True)
+    many = Studies(setting, population, arguments.studies, 5, candidates, generator)
+    endless = Studies(setting, population, 500, 5, candidates, generator, endless=True)
     studies = Studies(setting, population, arguments.studies, max(SEEDS), candidates, generator)
     heading(
         f"Setting {word}: {setting}; shares in percent of {arguments.studies} studies",
@@ -384,14 +384,14 @@ def constructions(rows: list[dict]) -> None:
             )
 
 
-def given_the_test_set(settings: list[str], arguments, generator) -> None:
+def given_the_test_set(arguments, generator) -> None:
     """Coverage of what endlessly many seeds would give on the very test set of the study."""
     heading(
-        "The same intervals and the truth of the study's own test set (from 200 more seeds on it), CEV, in percent",
+        "The same intervals and the truth of the study's own test set (from 100 more seeds on it), CEV, in percent",
         *("setting", "candidates", "seeds", "holds, over test sets", "holds, this test set"),
     )
-    more = 200
-    for word in settings:
+    more = 100
+    for word in (word for word in arguments.settings if SETTINGS[word].classes == 10):
         setting, population = SETTINGS[word], Population(SETTINGS[word])
         chosen = [case for case in cases(setting) if case.word in ("no effect", "as far, factor 4", "tied, factor 4")]
         for case in [case for case in chosen if case.yardstick == "floor"]:
@@ -520,21 +520,27 @@ def shared(setting, population, studies, each: Candidate, many: int, generator) 
     return tuple({name: np.concatenate(parts) for name, parts in table.items()} for table in (floor, values))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=2000, help="a setting")
-    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    start, generator = time.perf_counter(), np.random.default_rng(arguments.seed)
+def tables(arguments, generator) -> None:
     rows = []
     for word in arguments.settings:
         rows += verdicts_of(word, SETTINGS[word], Population(SETTINGS[word]), arguments, generator)
     errors_of_verdicts(rows)
     constructions(rows)
-    given_the_test_set(arguments.settings, arguments, generator)
-    what_would_be_found(arguments, generator)
-    shared_floor(arguments, generator)
+
+
+PARTS = {"tables": tables, "test_set": given_the_test_set, "power": what_would_be_found, "audit": shared_floor}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=2000, help="a setting")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    for part in arguments.parts:
+        PARTS[part](arguments, np.random.default_rng(arguments.seed))
     print(f"\n{arguments.studies} studies a setting, seed {arguments.seed}, {time.perf_counter() - start:.0f} s")
 
 
