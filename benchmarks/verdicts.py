@@ -277,8 +277,15 @@ def heading(title: str, *cells: str) -> None:
     row(*["---"] * len(cells))
 
 
-def verdicts_of(word: str, setting: Setting, population: Population, arguments, generator) -> list[dict]:
+def drawn_for(word: str, arguments) -> tuple[Setting, Population, np.random.Generator]:
+    """A setting with its population and random numbers of its own, so that it comes out alike whatever else is run."""
+    setting = SETTINGS[word]
+    return setting, Population(setting), np.random.default_rng([arguments.seed, *word.encode()])
+
+
+def verdicts_of(word: str, arguments) -> list[dict]:
     """One table of a setting; returns its rows, with what the constructions compared say of the same studies."""
+    setting, population, generator = drawn_for(word, arguments)
     found = cases(setting)
     candidates = list({case.candidate: None for case in found})
     many = Studies(setting, population, arguments.studies, 5, candidates, generator)
@@ -384,7 +391,7 @@ def constructions(rows: list[dict]) -> None:
             )
 
 
-def given_the_test_set(arguments, generator) -> None:
+def given_the_test_set(arguments) -> None:
     """Coverage of what endlessly many seeds would give on the very test set of the study."""
     heading(
         "The same intervals and the truth of the study's own test set (from 100 more seeds on it), CEV, in percent",
@@ -392,7 +399,7 @@ def given_the_test_set(arguments, generator) -> None:
     )
     more = 100
     for word in (word for word in arguments.settings if SETTINGS[word].classes == 10):
-        setting, population = SETTINGS[word], Population(SETTINGS[word])
+        setting, population, generator = drawn_for(word, arguments)
         chosen = [case for case in cases(setting) if case.word in ("no effect", "as far, factor 4", "tied, factor 4")]
         for case in [case for case in chosen if case.yardstick == "floor"]:
             most = max(SEEDS)
@@ -412,9 +419,9 @@ def given_the_test_set(arguments, generator) -> None:
                 row(word, case.word, seeds, *map(percent, both))
 
 
-def what_would_be_found(arguments, generator) -> None:
+def what_would_be_found(arguments) -> None:
     """Does an effect of the size `detectable` come out above in 80 of 100 studies? Do `seeds_needed` settle it?"""
-    setting, population = SETTINGS["default"], Population(SETTINGS["default"])
+    setting, population, generator = drawn_for("default", arguments)
     none = Case("floor", "no effect", Candidate(False, 0.0))
     some = [case for case in cases(setting) if case.word == "as far, factor 1.5"][0]
     studies = Studies(setting, population, arguments.studies, 30, [none.candidate, some.candidate], generator)
@@ -467,7 +474,7 @@ def what_would_be_found(arguments, generator) -> None:
             )
 
 
-def shared_floor(arguments, generator) -> None:
+def shared_floor(arguments) -> None:
     """One reference for all, as the verb audit is given it; the truth is that of the study's reference and test set."""
     heading(
         f"Over a shared floor (audit): one reference, candidates as far, percent of {arguments.studies} studies",
@@ -483,7 +490,7 @@ def shared_floor(arguments, generator) -> None:
     )
     more = 100
     for word in ("default", "rare"):
-        setting, population = SETTINGS[word], Population(SETTINGS[word])
+        setting, population, generator = drawn_for(word, arguments)
         chosen = [case for case in cases(setting) if case.word == "no effect" or case.word.startswith("as far")]
         for case in [case for case in chosen if case.yardstick == "floor"]:
             floor, values = shared(setting, population, arguments.studies, case.candidate, 4 + more, generator)
@@ -520,10 +527,8 @@ def shared(setting, population, studies, each: Candidate, many: int, generator) 
     return tuple({name: np.concatenate(parts) for name, parts in table.items()} for table in (floor, values))
 
 
-def tables(arguments, generator) -> None:
-    rows = []
-    for word in arguments.settings:
-        rows += verdicts_of(word, SETTINGS[word], Population(SETTINGS[word]), arguments, generator)
+def tables(arguments) -> None:
+    rows = [row for word in arguments.settings for row in verdicts_of(word, arguments)]
     errors_of_verdicts(rows)
     constructions(rows)
 
@@ -540,7 +545,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.perf_counter()
     for part in arguments.parts:
-        PARTS[part](arguments, np.random.default_rng(arguments.seed))
+        PARTS[part](arguments)
     print(f"\n{arguments.studies} studies a setting, seed {arguments.seed}, {time.perf_counter() - start:.0f} s")
 
 
