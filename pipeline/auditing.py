@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import bias
-from pipeline.bias import Audit
+from pipeline.bias import Audit, Value
 from pipeline.files import write_atomically
 from pipeline.predictions import Predictions, read, read_groups
 from pipeline.registry import UserError
@@ -209,8 +209,10 @@ def classes_used(result: Audit) -> str:
     return f"{' to '.join(map(str, own[:: max(len(own) - 1, 1)]))} of {result.classes} classes by trial, {whole}"
 
 
-def _range(bounds) -> str:
-    return f"{number(bounds.low)} to {number(bounds.high)}" if bounds is not None else "no interval"
+def _range(each: Value) -> str:
+    if each.interval is None:
+        return "withheld" if each.withheld else "no interval"
+    return f"{number(each.interval.low)} to {number(each.interval.high)}"
 
 
 def worst(result: Audit, many: int = 10) -> list[dict[str, Any]]:
@@ -266,7 +268,7 @@ def show(result: Audit, reference: str) -> None:
     )
     console.print(
         Text(
-            f"{INTERVAL}: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
+            f"{INTERVAL}: CEV {_range(result.measures['cev'])}, SDE {_range(result.measures['sde'])}",
             style="dim",
         )
     )
@@ -297,7 +299,7 @@ def show(result: Audit, reference: str) -> None:
     for each in result.measures.values():
         floor = each.floor
         more = (f"{number(floor.low)} to {number(floor.high)}", f"{floor.percentile:.0f}") if floor else ("–", "–")
-        table.add_row(each.title, number(each.value), _range(each.interval), each.unit, *(more if floors else ()))
+        table.add_row(each.title, number(each.value), _range(each), each.unit, *(more if floors else ()))
     console.print(table)
     console.print(Text(footnote(result), style="dim"))
     console.print(Text(f"* {result.significance}", style="dim"))

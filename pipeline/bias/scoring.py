@@ -19,6 +19,7 @@ from pipeline.bias.resampling import (
     class_significance,
     corrected_intervals,
     interval,
+    too_few_errors,
 )
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
@@ -48,10 +49,12 @@ class Value:
 
     Attributes:
         value: the mean over trials, None where it does not exist. One that estimates the value without sampling noise
-            (``Measure.noise_free``) and falls outside its interval is put at the nearer end; ``interval.note`` says so.
+            (``Measure.noise_free``) is withheld with its interval; one that falls outside its interval is put at the
+            nearer end, and ``interval.note`` says so.
         estimate: the mean over trials as it is.
-        interval: for the value that an endless test set would give; a value that sampling noise inflates, such as that
-            of CEV, may lie above it. None where it does not exist.
+        interval: for what ``interval.estimand`` says; a value that sampling noise inflates, such as that of CEV, may
+            lie above it. None where it does not exist or is withheld.
+        withheld: why the interval is withheld, an empty string where it is not.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
         floor: None without at least two dense networks.
@@ -65,6 +68,7 @@ class Value:
     value: float | None
     estimate: float | None
     interval: Interval | None
+    withheld: str
     trials: tuple[float | None, ...]
     published: float | None
     floor: Floor | None
@@ -135,6 +139,8 @@ class Audit:
                     "interval_method": each.interval.method if each.interval else None,
                     "interval_unit": each.interval.unit if each.interval else None,
                     "interval_note": each.interval.note if each.interval else None,
+                    "interval_estimand": each.interval.estimand if each.interval else None,
+                    "withheld": each.withheld or None,
                     "trials": list(each.trials),
                     "published": each.published,
                     "unit": each.unit,
@@ -278,7 +284,7 @@ def audit(
 
     unit = "both" if len(pairs) > 1 else "examples"
     options = {"resamples": resamples, "seed": seed, "unit": unit, "level": level, "method": method}
-    values = _values(pairs, chosen, floor=floor, **options)
+    values = _values(pairs, chosen, names=names, floor=floor, **options)
     if values["cev"].value is None:
         raise UserError(
             f"{references[0].source}: in some trial the reference makes no errors of both kinds in any class, so CEV "
@@ -304,8 +310,11 @@ def audit(
             f"{count - used} of {count} classes {verb} a reference rate of zero or no examples{some}: left out {where}"
         )
     notes += [
-        f"{each.title}: {each.interval.note.split('; ')[-1]}" for each in values.values() if each.value != each.estimate
+        f"{each.title}: {each.interval.note.split('; ')[-1]}"
+        for each in values.values()
+        if each.interval is not None and each.value != each.estimate
     ]
+    notes += dict.fromkeys(f"no interval: {each.withheld}" for each in values.values() if each.withheld)
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -372,16 +381,20 @@ def _tables(pairs: Sequence[Pair], chosen: Sequence[Measure]) -> list[Table]:
     return [Table(pairs, kind) for kind in kinds if kind]
 
 
-def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
+def _values(pairs, chosen, *, names, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
+    few = too_few_errors(pairs, names) if any(each.interval == "corrected" for each in chosen) else ""
     found = {}
     for table in _tables(pairs, chosen):
         per_trial, averaged = table.point()
         needs = {each.name: _method(each, method) for each in table.measures}
+        withheld = {
+            each.name: few if needs[each.name] == "corrected" or each.noise_free else "" for each in table.measures
+        }
         bounds: dict[str, Interval | None] = {}
         draws, left_out = {}, {}
-        if corrected := [name for name, need in needs.items() if need == "corrected"]:
+        if corrected := [name for name, need in needs.items() if need == "corrected" and not withheld[name]]:
             bounds = corrected_intervals(pairs, corrected, level=level, unit=unit)
-        if drawn := [each for each in table.measures if needs[each.name] != "corrected"]:
+        if drawn := [each for each in table.measures if needs[each.name] != "corrected" and not withheld[each.name]]:
             draws = bootstrap(table.only(drawn), resamples=resamples, seed=seed, unit=unit)
         if skewed := [each for each in drawn if needs[each.name] == "bca"]:
             left_out = table.only(skewed).jackknife()
@@ -394,11 +407,13 @@ def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method) -> di
                     draws[each.name],
                     method=needs[each.name],
                     level=level,
-                    unit=unit,
+                    unit="examples" if each.over_trials else unit,
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
-            found[each.name] = _value(each, value, trials, bounds[each.name], averaged.get(each.name), floor)
+            found[each.name] = _value(
+                each, value, trials, bounds.get(each.name), withheld[each.name], averaged.get(each.name), floor
+            )
     return {each.name: found[each.name] for each in chosen}
 
 
@@ -415,12 +430,15 @@ def _value(
     value: float,
     trials: np.ndarray,
     bounds: Interval | None,
+    withheld: str,
     averaged: float | None,
     floor: Floors | None,
 ) -> Value:
-    if bounds is not None and bounds.low < measure.lowest:
-        bounds = replace(bounds, low=measure.lowest, high=max(bounds.high, measure.lowest))
-    shown = value
+    if bounds is not None:
+        highest = 1.0 if measure.unit == "share" else np.inf
+        low, high = (float(np.clip(end, measure.lowest, highest)) for end in (bounds.low, bounds.high))
+        bounds = replace(bounds, low=low, high=high)
+    shown = np.nan if withheld and measure.noise_free else value
     if measure.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
         shown = min(max(value, bounds.low), bounds.high)
         outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
@@ -435,6 +453,7 @@ def _value(
         value=existing(shown),
         estimate=existing(value),
         interval=bounds,
+        withheld=withheld,
         trials=tuple(existing(trial) for trial in trials),
         published=existing(averaged) if averaged is not None else None,
         floor=beside(floor.pairs(measure.name), value) if floor is not None else None,
@@ -504,7 +523,7 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
     over = [Pair(pair.reference, pair.candidate, count, groups, many) for pair in pairs]
     p_values, test = class_significance(over)
     of_recall = [each for each in chosen if "part_size" in each.counts(over if each.over_trials else over[0])]
-    of_groups = _values(over, of_recall, floor=None, **options)
+    of_groups = _values(over, of_recall, names=labels_of, floor=None, **options)
 
     def shifted(each: Predictions) -> Predictions:
         return Predictions(groups * count + each.labels, groups * count + each.predictions, source=each.source)
@@ -515,9 +534,9 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
         Pair(before[id(pair.reference)], shifted(pair.candidate), count * many, labels, count * many) for pair in pairs
     ]
     bias = [each for each in chosen if each.name in ("cev", "sde", "cev_corrected", "sde_corrected")]
-    of_both = _values(within, bias, floor=None, **options)
-    both_p, _ = class_significance(within)
     long_names = [f"{group} / {name}" for group in labels_of[:many] for name in names]
+    of_both = _values(within, bias, names=long_names, floor=None, **options)
+    both_p, _ = class_significance(within)
     rows, has_change = _per_class(within, long_names, both_p, options["level"], smoothing)
     for i, row in enumerate(rows):
         # Negatives of a class inside a group are the other examples of that group, not of the whole test set.

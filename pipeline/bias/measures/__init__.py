@@ -2,15 +2,25 @@
 
 from pipeline.bias.measures import agreement, confidence, recall, unevenness  # noqa: F401 (they register themselves)
 from pipeline.bias.measures.declared import MEASURES, Measure, Pair, Sums, one_hot
-from pipeline.bias.measures.unevenness import CorrectedSymmetricDistanceError, distance_shape, squared_distance
+from pipeline.bias.measures.unevenness import (
+    Corrected,
+    CorrectedDistance,
+    CorrectedVariance,
+    error_columns,
+    signed_root,
+    sums_of_errors,
+)
 
 __all__ = [
     "MEASURES",
-    "CorrectedSymmetricDistanceError",
+    "Corrected",
+    "CorrectedDistance",
+    "CorrectedVariance",
     "Measure",
     "Pair",
     "Sums",
-    "distance_shape",
+    "error_columns",
     "one_hot",
-    "squared_distance",
+    "signed_root",
+    "sums_of_errors",
 ]
