@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline import bias
 from pipeline.bias import Audit, Value
+from pipeline.bias.resampling import ESTIMANDS
 from pipeline.files import write_atomically
 from pipeline.predictions import Predictions, read, read_groups
 from pipeline.registry import UserError
@@ -187,11 +188,12 @@ INTERVAL = "95 % interval for the value without sampling noise"
 
 def footnote(result: Audit) -> str:
     """What the intervals are for."""
-    units = "test examples and trials" if len(result.trials) > 1 else "test examples"
-    return (
-        f"Intervals, over {units}, are for the value that an endless test set would give. A value that sampling noise "
+    words = (
+        f"Intervals are for {ESTIMANDS['both' if len(result.trials) > 1 else 'examples']}. A value that sampling noise "
         "inflates, such as CEV, SDE or a largest gap, may lie above its interval."
     )
+    withheld = any(each.withheld for each in result.measures.values())
+    return words + " Where the reference makes too few errors in some class, they are withheld." * withheld
 
 
 def counted(many: int, noun: str) -> str:

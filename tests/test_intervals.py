@@ -47,6 +47,14 @@ def test_intervals_agree_with_scipy():
         assert found.method == method
 
 
+def test_outer_ends():
+    draws = np.random.default_rng(0).gamma(2.0, size=1000)
+    basic, percentile, outer = (bias.interval(1.0, draws, method=each) for each in ("basic", "percentile", "outer"))
+    assert (outer.low, outer.high) == (min(basic.low, percentile.low), max(basic.high, percentile.high))
+    assert outer.low < basic.low or outer.high > basic.high
+    assert "conservative" in outer.note and not basic.note
+
+
 def test_bca_that_does_not_exist_says_so():
     found = bias.interval(0.0, np.linspace(1, 2, 100), method="bca", left_out=np.zeros(3), multiplicity=np.ones(3))
     assert found.method == "basic" and "one side" in found.note

@@ -30,7 +30,7 @@ from pipeline.bias.measures import (
 from pipeline.registry import UserError
 from pipeline.statistics import holm
 
-METHODS = ("basic", "percentile", "bca")  # by bootstrap; "corrected" is the one of corrected_interval
+METHODS = ("basic", "percentile", "bca", "outer")  # by bootstrap; "corrected" is the one of corrected_interval
 ESTIMANDS = {
     "examples": "these networks on an endless test set",
     "seeds": "the method over seeds, on this test set",
@@ -48,7 +48,7 @@ class Interval:
     Attributes:
         low, high: its ends.
         level: nominal coverage.
-        method: corrected, basic, percentile or bca, the one in fact used.
+        method: corrected, basic, percentile, bca or outer, the one in fact used.
         unit: what would be others in a repetition: examples, seeds or both.
         resamples: how many resamples it rests on, 0 for the corrected one.
         note: what the reader must know, or an empty string.
@@ -301,7 +301,9 @@ def interval(
 
     ``percentile`` takes the quantiles of the draws. ``basic`` mirrors them at the estimate (Davison and Hinkley 1997,
     eq. 5.6). ``bca`` moves the quantiles for median bias and skewness (Efron 1987); where every draw lies on one side
-    of the estimate its correction does not exist, and the result is the basic interval with a note.
+    of the estimate its correction does not exist, and the result is the basic interval with a note. ``outer`` takes the
+    outer ends of the first two: noise moves a value such as a largest gap to one side, by how much depends on how far
+    the classes truly lie apart, and neither of the two covers for both near and far. It covers more than it promises.
 
     Args:
         estimate: the value on the examples as they are.
@@ -338,6 +340,9 @@ def interval(
     low, high = np.quantile(exists, tails)
     if method == "basic":
         low, high = 2 * estimate - high, 2 * estimate - low
+    elif method == "outer":
+        low, high = min(low, 2 * estimate - high), max(high, 2 * estimate - low)
+        note = "; ".join(filter(None, [note, "conservative: the outer ends of the basic and the percentile interval"]))
     return Interval(float(low), float(high), level, method, unit, len(draws), note)
 
 

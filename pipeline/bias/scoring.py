@@ -259,7 +259,7 @@ def audit(
         seed: of the resamples, 0 or more.
         level: nominal coverage.
         method: ``"best"`` takes for each measure the one that covers best, see ``Measure.interval``; or ``"basic"``,
-            ``"percentile"``, ``"bca"`` for all.
+            ``"percentile"``, ``"bca"``, ``"outer"`` for all.
         undefined, smoothing: see ``pipeline.bias.relative_changes``.
         measures: registered ones, by name or with options; all of them by default. cev and sde are always there.
 

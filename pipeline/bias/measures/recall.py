@@ -46,7 +46,7 @@ class MaxExcessAccuracyGap(_OfRecalls):
     equation = "max_c [(recall_c - recall'_c) - (accuracy - accuracy')]"
     unit = "share"
     better = "lower"
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         before, whole_before, some = _recalls(sums, "reference")
@@ -65,7 +65,7 @@ class WorstRecall(_OfRecalls):
     unit = "share"
     better = "higher"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -83,7 +83,7 @@ class RecallRange(_OfRecalls):
     unit = "share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -101,7 +101,7 @@ class RecallVariance(_OfRecalls):
     unit = "squared share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -127,7 +127,7 @@ class Intensification(_OfRecalls):
     unit = "ratio"
     lowest = -np.inf
     better = "near 1"
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         balances = []

@@ -249,6 +249,7 @@ class CorrectedSymmetricDistanceError(Measure):
         return signed_root(CorrectedDistance.of(sums))
 
 
+@once
 def error_columns(pair: Pair) -> np.ndarray:
     """Which errors an example stands for: int64 [N, 3] into [both, lost, gained] x [false positive, negative] x class.
 
