@@ -18,6 +18,7 @@ Part "errors" is CEV and SDE; part "others" is a choice of the other measures, t
 import argparse
 import time
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -29,6 +30,9 @@ from pipeline.bias.resampling import corrected_intervals, too_few_errors
 EXAMPLES = 60_000  # in a population
 LARGEST = 30_000  # examples in a test set
 BALANCES = ("even", "uneven", "one rare")
+PLACES = (("even", "none"), ("even", "small"), ("even", "large"), ("uneven", "small"), ("one rare", "small"))
+# Seeds, and the expected number of reference errors of the rarest kind.
+SIZES = (*((1, fewest) for fewest in (1, 2, 3, 5, 10, 30, 200)), (2, 10), (3, 3), (3, 10), (3, 30), (5, 10), (10, 10))
 OTHERS = (
     "accuracy",
     "accuracy_change",
@@ -187,26 +191,18 @@ def errors_table(arguments) -> None:
         "corrected | bias (%) | covered (%) | noise hides | |\n" + "|---" * 16 + "|"
     )
     rows, start = [], time.perf_counter()
-    for kind in KINDS:
-        for classes in (3, 10) if arguments.quick else (3, 10, 100):
-            for balance in BALANCES:
-                for effect in EFFECTS:
-                    if balance != "even" and effect == "none":
-                        continue
-                    pairs = 24 if classes == 100 else 60
-                    population = made(kind, classes, balance, effect, pairs)
-                    counts = np.stack([errors_of(population.pair(number)) for number in range(pairs)])
-                    truth = scored(counts)[..., 0]  # of the whole population there is no noise to correct
-                    # Fewest expected errors of any class and kind, over the pairs the middle one.
-                    least = np.median(counts[:, :2].sum(1).min((1, 2))) / len(population.labels)
-                    several = (2, 3, 5, 10) if balance == "even" and not arguments.quick else (3,)
-                    several = several[::2] if classes == 100 else several
-                    for seeds in (1, *several):
-                        for fewest in (1, 2, 3, 5, 10, 30, 200) if seeds == 1 else (3, 10, 30):
-                            examples = round(fewest / least)
-                            if 20 <= examples <= (LARGEST if seeds == 1 else LARGEST // 2):
-                                setting = (kind, classes, balance, effect, seeds, fewest, examples)
-                                rows += errors_row(population, truth, setting, arguments)
+    for classes, kind, (balance, effect) in product((3, 10) if arguments.quick else (3, 10, 100), KINDS, PLACES):
+        pairs = 24 if classes == 100 else 60
+        population = made(kind, classes, balance, effect, pairs)
+        counts = np.stack([errors_of(population.pair(number)) for number in range(pairs)])
+        truth = scored(counts)[..., 0]  # of the whole population there is no noise to correct
+        # Fewest expected errors of any class and kind, over the pairs the middle one.
+        least = np.median(counts[:, :2].sum(1).min((1, 2))) / len(population.labels)
+        for seeds, fewest in SIZES if balance == "even" else [(seeds, each) for seeds, each in SIZES if seeds == 1]:
+            examples = round(fewest / least)
+            if 20 <= examples <= (LARGEST if seeds == 1 else LARGEST // 2):
+                setting = (kind, classes, balance, effect, seeds, fewest, examples)
+                rows += errors_row(population, truth, setting, arguments)
     summary(rows)
     print(f"\n{len(rows)} rows, {time.perf_counter() - start:.0f} s")
 

@@ -367,32 +367,27 @@ def too_few_errors(pairs: Sequence[Pair], names: Sequence[str]) -> str:
         pairs: the trials.
         names: of the classes, for the words.
     """
-    some = np.bincount(pairs[0].labels, minlength=pairs[0].class_count) > 0
-    errors = np.stack([_error_counts(error_columns(pair), pair.class_count)[:2].sum(0) for pair in pairs])
-    errors = errors[:, :, some]  # [trials, 2, classes with examples]
-    mean = errors.mean(0)
-    kind, place = np.unravel_index(mean.argmin(), mean.shape)
-    where = f"class '{names[np.flatnonzero(some)[place]]}'"
-    what = ("falsely claimed", "missed")[kind]
-    trials = " on average over the trials" if len(pairs) > 1 else ""
-    if mean[kind, place] < FEWEST_ERRORS:
-        many = f"{mean[kind, place]:.3g}"
-        return (
-            f"{where} has {many} reference error{'' if many == '1' else 's'} ({what}){trials}, and CEV and SDE need "
-            f"{FEWEST_ERRORS} in every class; take a larger test set or merge classes"
-        )
+    present = np.flatnonzero(np.bincount(pairs[0].labels, minlength=pairs[0].class_count))
+    counts = np.stack([_error_counts(error_columns(pair), pair.class_count) for pair in pairs])
+    errors = counts[:, :2].sum(1)[:, :, present]  # [trials, kinds, classes]: of both, and of the reference alone
+
+    def place(least: np.ndarray) -> tuple[str, str]:
+        kind, number = np.unravel_index(least.argmin(), least.shape)
+        return f"class '{names[present[number]]}'", ("falsely claimed", "missed")[kind]
+
+    mean, remedy = errors.mean(0), "take a larger test set or merge classes"
+    if mean.min() < FEWEST_ERRORS:
+        which, kind = place(mean)
+        many = f"{mean.min():.3g} reference error{'' if mean.min() == 1 else 's'} ({kind})"
+        trials = " on average over the trials" if len(pairs) > 1 else ""
+        return f"{which} has {many}{trials}, and CEV and SDE need {FEWEST_ERRORS} in every class; {remedy}"
     if not errors.all():
-        kind, place = np.argwhere(errors == 0)[0][1:]
-        return (
-            f"class '{names[np.flatnonzero(some)[place]]}' has no reference error "
-            f"({('falsely claimed', 'missed')[kind]}) in some trial; take a larger test set or merge classes"
-        )
-    typical = 1 / np.mean(1 / (errors + 1))
+        which, kind = place(errors.min(0))
+        return f"{which} has no reference error ({kind}) in some trial; {remedy}"
+    typical = 1 / (1 / (errors + 1)).mean()
     if typical < FEWEST_ON_AVERAGE:
-        return (
-            f"the classes have too few reference errors (harmonic mean {typical - 1:.2g}, {FEWEST_ON_AVERAGE - 1} are "
-            "needed); take a larger test set or merge classes"
-        )
+        many = f"harmonic mean {typical - 1:.3g}, {FEWEST_ON_AVERAGE - 1} are needed"
+        return f"the classes have too few reference errors ({many}); {remedy}"
     return ""
 
 

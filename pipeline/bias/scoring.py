@@ -546,7 +546,10 @@ def _by_group(pairs, groups, group_names, names, chosen, options, smoothing) -> 
         row.update({"group": labels_of[i // count], "class": names[i % count]})
 
     def brief(values: dict[str, Value]) -> dict[str, Any]:
-        return {name: {"value": each.value, "interval": _ends(each.interval)} for name, each in values.items()}
+        return {
+            name: {"value": each.value, "interval": _ends(each.interval), "withheld": each.withheld or None}
+            for name, each in values.items()
+        }
 
     return {
         "per_group": [
