@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import bias, requirements
-from pipeline.bias import Audit
+from pipeline.bias import Audit, Value
+from pipeline.bias.resampling import ESTIMANDS
 from pipeline.files import write_atomically
 from pipeline.groups import Column, checked
 from pipeline.predictions import GROUP, Predictions, read, read_groups
@@ -249,11 +250,12 @@ INTERVAL = "95 % interval for the value without sampling noise"
 
 def footnote(result: Audit) -> str:
     """What the intervals are for."""
-    units = "test examples and trials" if len(result.trials) > 1 else "test examples"
-    return (
-        f"Intervals, over {units}, are for the value that an endless test set would give. A value that sampling noise "
+    words = (
+        f"Intervals are for {ESTIMANDS['both' if len(result.trials) > 1 else 'examples']}. A value that sampling noise "
         "inflates, such as CEV, SDE or a largest gap, may lie above its interval."
     )
+    withheld = any(each.withheld for each in result.measures.values())
+    return words + " Where the reference makes too few errors in some class, they are withheld." * withheld
 
 
 def counted(many: int, noun: str) -> str:
@@ -271,8 +273,10 @@ def classes_used(result: Audit) -> str:
     return f"{' to '.join(map(str, own[:: max(len(own) - 1, 1)]))} of {result.classes} classes by trial, {whole}"
 
 
-def _range(bounds) -> str:
-    return f"{number(bounds.low)} to {number(bounds.high)}" if bounds is not None else "no interval"
+def _range(each: Value) -> str:
+    if each.interval is None:
+        return "withheld" if each.withheld else "no interval"
+    return f"{number(each.interval.low)} to {number(each.interval.high)}"
 
 
 def worst(result: Audit, many: int = 10) -> list[dict[str, Any]]:
@@ -355,7 +359,7 @@ def show(result: Audit, reference: str) -> None:
     )
     console.print(
         Text(
-            f"{INTERVAL}: CEV {_range(result.cev_interval)}, SDE {_range(result.sde_interval)}",
+            f"{INTERVAL}: CEV {_range(result.measures['cev'])}, SDE {_range(result.measures['sde'])}",
             style="dim",
         )
     )
@@ -388,7 +392,7 @@ def show(result: Audit, reference: str) -> None:
         beside = asdict(each.over_floor) if each.over_floor else {}
         told = " ".join(filter(None, [yardstick_text(beside), verdict_text(beside)]))
         more = (f"{number(floor.low)} to {number(floor.high)}" if floor else "–", told)
-        table.add_row(each.title, number(each.value), _range(each.interval), each.unit, *(more if floors else ()))
+        table.add_row(each.title, number(each.value), _range(each), each.unit, *(more if floors else ()))
     console.print(table)
     console.print(Text(footnote(result), style="dim"))
     console.print(Text(f"* {result.significance}", style="dim"))

@@ -93,12 +93,13 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
         for each in chosen
         if not each.needs_groups and "part_size" in each.counts(over if each.over_trials else over[0])
     ]
-    between = values(over, comparing)
+    between = values(over, comparing, names=column.names)
     alone = _of_references(over, [each for each in comparing if each.needs_groups and not each.compares])
     within = _within(pairs, column, count)
-    of_both = values(_with_examples(within), [each for each in chosen if each.name in WITHIN])
-    both_p, _ = class_significance(within)
     long_names = [f"{group} / {name}" for group in column.names for name in names]
+    there, called_there = _with_examples(within, long_names)
+    of_both = values(there, [each for each in chosen if each.name in WITHIN], names=called_there)
+    both_p, _ = class_significance(within)
     rows, has_change = per_class(within, long_names, both_p)
     for i, row in enumerate(rows):
         # Negatives of a class inside a group are the other examples of that group, not of the whole test set.
@@ -170,7 +171,7 @@ def _within(pairs: Sequence[Pair], column: Column, count: int) -> list[Pair]:
     return [Pair(before[id(pair.reference)], shifted(pair.candidate), total, labels, total) for pair in pairs]
 
 
-def _with_examples(pairs: Sequence[Pair]) -> list[Pair]:
+def _with_examples(pairs: Sequence[Pair], names: Sequence[str]) -> tuple[list[Pair], list[str]]:
     """The same trials with the classes that have no example as one class, the last, on which no relative change rests.
 
     Where groups are made of classes most classes have no example in most groups; to go through each takes seconds.
@@ -183,7 +184,8 @@ def _with_examples(pairs: Sequence[Pair]) -> list[Pair]:
         return Predictions(labels, place[each.predictions], source=each.source)
 
     before = {id(pair.reference): fewer(pair.reference) for pair in pairs}
-    return [Pair(before[id(pair.reference)], fewer(pair.candidate), total, labels, total) for pair in pairs]
+    found = [Pair(before[id(pair.reference)], fewer(pair.candidate), total, labels, total) for pair in pairs]
+    return found, [*(name for name, there in zip(names, exists, strict=True) if there), "without examples"]
 
 
 def _gaps(over: Sequence[Pair], size: np.ndarray) -> np.ndarray:
@@ -200,6 +202,7 @@ def _brief(values: dict[str, Value]) -> dict[str, Any]:
         name: {
             "value": each.value,
             "interval": [each.interval.low, each.interval.high] if each.interval is not None else None,
+            "withheld": each.withheld or None,
             "trials": list(each.trials),
             "unit": each.unit,
             "better": each.better,

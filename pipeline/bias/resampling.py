@@ -17,19 +17,27 @@ from scipy import sparse
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from pipeline.bias.measures import (
-    MEASURES,
-    CorrectedSymmetricDistanceError,
+    Corrected,
+    CorrectedDistance,
+    CorrectedVariance,
     Measure,
     Pair,
     Sums,
-    distance_shape,
-    squared_distance,
+    error_columns,
+    signed_root,
+    sums_of_errors,
 )
 from pipeline.registry import UserError
 from pipeline.statistics import holm
 
-METHODS = ("basic", "percentile", "bca")  # by bootstrap; "corrected" is the one of corrected_interval
-UNITS = ("examples", "seeds", "both")
+METHODS = ("basic", "percentile", "bca", "outer")  # by bootstrap; "corrected" is the one of corrected_interval
+ESTIMANDS = {
+    "examples": "these networks on an endless test set",
+    "seeds": "the method over seeds, on this test set",
+    "both": "the method over seeds, on an endless test set",
+}
+FEWEST_ERRORS = 3  # reference errors of either kind that a class needs for an interval of CEV or SDE
+FEWEST_ON_AVERAGE = 9  # harmonic mean of these errors and one
 HEAVY = 32  # examples in a cell from which one binomial draw is cheaper than drawing them one by one
 
 
@@ -40,8 +48,8 @@ class Interval:
     Attributes:
         low, high: its ends.
         level: nominal coverage.
-        method: corrected, basic, percentile or bca, the one in fact used.
-        unit: what was resampled: examples, seeds or both.
+        method: corrected, basic, percentile, bca or outer, the one in fact used.
+        unit: what would be others in a repetition: examples, seeds or both.
         resamples: how many resamples it rests on, 0 for the corrected one.
         note: what the reader must know, or an empty string.
     """
@@ -53,6 +61,11 @@ class Interval:
     unit: str
     resamples: int
     note: str = ""
+
+    @property
+    def estimand(self) -> str:
+        """What it is for."""
+        return ESTIMANDS[self.unit]
 
 
 class Table:
@@ -246,17 +259,18 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
     """The mean over trials of every measure of the table on resamples: name -> [resamples].
 
     ``examples`` draws test examples and keeps the trials: what another test set would give for these networks.
-    ``seeds`` draws trials and keeps the examples: what other seeds would give on this test set. ``both`` nests them.
-    All trials, and reference and candidate, see the same drawn examples. T drawn trials vary by (T - 1)/T too little;
-    their deviation from the mean of all is widened by sqrt(T / (T - 1)) (Rao and Wu 1988), so that the spread of a
-    mean over trials has the right variance. With two to four trials it stays a rough one.
+    ``seeds`` keeps the examples: what other seeds would give on this test set. ``both`` does both. All trials, and
+    reference and candidate, see the same drawn examples. Drawing from two or three trials would tell little of their
+    spread, so the mean of T trials is moved by s/sqrt(T) times Student's t with T - 1 degrees of freedom instead. The
+    sum of that and of the examples' noise is the fiducial distribution of Behrens and Fisher, whose quantiles cover a
+    little more often than they say (Robinson 1976). A measure of all trials together has no spread over seeds.
 
     Raises:
         UserError: an unknown unit, or seeds to be drawn from a single trial.
     """
     trials = len(table.pairs)
-    if unit not in UNITS:
-        raise UserError(f"unit: '{unit}' is not known; one of {', '.join(UNITS)}")
+    if unit not in ESTIMANDS:
+        raise UserError(f"unit: '{unit}' is not known; one of {', '.join(ESTIMANDS)}")
     if unit != "examples" and trials < 2:
         raise UserError(
             f"unit: '{unit}' resamples the trials, but there is one; give more candidates or use 'examples'"
@@ -265,26 +279,21 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
         raise UserError(f"resamples: {resamples}; give at least 1")
     # Two streams, so that the same examples are drawn whether or not trials are.
     for_examples, for_trials = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-    means: dict[str, list[np.ndarray]] = {}
-    for sums in _still(table, resamples) if unit == "seeds" else table.batches(resamples, for_examples):
-        size = len(sums[0]["examples"])
-        shares = np.full((size, trials), 1 / trials)
-        if unit != "examples":
-            drawn = for_trials.integers(0, trials, (size, trials)) + trials * np.arange(size)[:, None]
-            shares = np.bincount(drawn.ravel(), minlength=size * trials).reshape(size, trials) / trials
-        for name, value in table.values(sums).items():
-            mean = value.mean(1)
-            if value.shape[1] == trials > 1 and unit != "examples":
-                mean = mean + np.sqrt(trials / (trials - 1)) * ((shares * value).sum(1) - mean)
-            means.setdefault(name, []).append(mean)
-    return {name: np.concatenate(value) for name, value in means.items()}
-
-
-def _still(table: Table, resamples: int) -> Iterator[list[Sums]]:
-    sums = table.sums(table.multiplicity[:, None].astype(np.float64))
-    for start in range(0, resamples, 512):
-        size = min(512, resamples - start)
-        yield [{name: np.repeat(value, size, 0) for name, value in each.items()} for each in sums]
+    whole = table.values(table.sums(table.multiplicity[:, None].astype(np.float64)))
+    if unit == "seeds":
+        means = {name: np.full(resamples, value.mean()) for name, value in whole.items()}
+    else:
+        parts: dict[str, list[np.ndarray]] = {}
+        for sums in table.batches(resamples, for_examples):
+            for name, value in table.values(sums).items():
+                parts.setdefault(name, []).append(value.mean(1))
+        means = {name: np.concatenate(value) for name, value in parts.items()}
+    if unit == "examples":
+        return means
+    # Every quantile of t once, in an order of their own: with few trials its tails are too long for random draws.
+    steps = stdtrit(trials - 1, (for_trials.permutation(resamples) + 0.5) / resamples)
+    spread = {name: value.std(ddof=1) if value.size == trials else 0.0 for name, value in whole.items()}
+    return {name: value + spread[name] / np.sqrt(trials) * steps for name, value in means.items()}
 
 
 def interval(
@@ -301,7 +310,9 @@ def interval(
 
     ``percentile`` takes the quantiles of the draws. ``basic`` mirrors them at the estimate (Davison and Hinkley 1997,
     eq. 5.6). ``bca`` moves the quantiles for median bias and skewness (Efron 1987); where every draw lies on one side
-    of the estimate its correction does not exist, and the result is the basic interval with a note.
+    of the estimate its correction does not exist, and the result is the basic interval with a note. ``outer`` takes the
+    outer ends of the first two: noise moves a value such as a largest gap to one side, by how much depends on how far
+    the classes truly lie apart, and neither of the two covers for both near and far. It covers more than it promises.
 
     Args:
         estimate: the value on the examples as they are.
@@ -338,6 +349,9 @@ def interval(
     low, high = np.quantile(exists, tails)
     if method == "basic":
         low, high = 2 * estimate - high, 2 * estimate - low
+    elif method == "outer":
+        low, high = min(low, 2 * estimate - high), max(high, 2 * estimate - low)
+        note = "; ".join(filter(None, [note, "conservative: the outer ends of the basic and the percentile interval"]))
     return Interval(float(low), float(high), level, method, unit, len(draws), note)
 
 
@@ -349,14 +363,41 @@ def _acceleration(left_out: np.ndarray, multiplicity: np.ndarray) -> float:
     return float((weights * distance**3).sum() / (6 * spread**1.5)) if spread > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class _SquaredDistance(CorrectedSymmetricDistanceError):
-    """The quantity behind the corrected SDE that has a standard error."""
+def too_few_errors(pairs: Sequence[Pair], names: Sequence[str]) -> str:
+    """Why the intervals of CEV and SDE, and both corrected values, are withheld; an empty string where they are not.
 
-    name = "squared_distance"
+    A class whose reference errors are few may have had none, and then it is not there; its relative change is nearly
+    anything. So every class that has examples must have ``FEWEST_ERRORS`` reference errors of either kind (missed,
+    falsely claimed) on average over the trials, and one in every trial; and the harmonic mean over all classes, kinds
+    and trials of the errors and one must be ``FEWEST_ON_AVERAGE``. Only the reference's errors are looked at: a rule
+    that looked at the changes would show those that chance made large.
 
-    def value(self, sums: Sums) -> np.ndarray:
-        return squared_distance(sums)
+    Args:
+        pairs: the trials.
+        names: of the classes, for the words.
+    """
+    present = np.flatnonzero(np.bincount(pairs[0].labels, minlength=pairs[0].class_count))
+    counts = np.stack([_error_counts(error_columns(pair), pair.class_count) for pair in pairs])
+    errors = counts[:, :2].sum(1)[:, :, present]  # [trials, kinds, classes]: of both, and of the reference alone
+
+    def place(least: np.ndarray) -> tuple[str, str]:
+        kind, number = np.unravel_index(least.argmin(), least.shape)
+        return f"class '{names[present[number]]}'", ("falsely claimed", "missed")[kind]
+
+    mean, remedy = errors.mean(0), "take a larger test set or merge classes"
+    if mean.min() < FEWEST_ERRORS:
+        which, kind = place(mean)
+        many = f"{mean.min():.3g} reference error{'' if mean.min() == 1 else 's'} ({kind})"
+        trials = " on average over the trials" if len(pairs) > 1 else ""
+        return f"{which} has {many}{trials}, and CEV and SDE need {FEWEST_ERRORS} in every class; {remedy}"
+    if not errors.all():
+        which, kind = place(errors.min(0))
+        return f"{which} has no reference error ({kind}) in some trial; {remedy}"
+    typical = 1 / (1 / (errors + 1)).mean()
+    if typical < FEWEST_ON_AVERAGE:
+        many = f"harmonic mean {typical - 1:.3g}, {FEWEST_ON_AVERAGE - 1} are needed"
+        return f"the classes have too few reference errors ({many}); {remedy}"
+    return ""
 
 
 def corrected_interval(
@@ -365,15 +406,21 @@ def corrected_interval(
     """An interval for the CEV or SDE that an endless test set would give.
 
     Resampling errors adds their noise a second time, so the bootstrap intervals of CEV and SDE lie above the truth (the
-    percentile interval hardly ever covers it at 100 examples a class). The interval of CEV is a score interval around
-    the corrected value, with a t quantile and a jackknife standard error over examples; over trials (``both``) the
-    variance of their mean is added, with Satterthwaite's degrees of freedom. The interval of SDE is a symmetric one for
-    the corrected mean square, brought back by a root. They need not contain the plain CEV or SDE, which noise inflates,
-    and do not go below 0. Where noise hides the effect they cover more than they promise.
+    percentile interval hardly ever covers it at 100 examples a class). This is an interval around the corrected value.
+    It need not contain the plain CEV or SDE, which noise inflates, and does not go below 0.
+
+    The variance over examples is a jackknife's; the examples make trials vary together too. Over trials (``both``) the
+    variance of their mean, with the quantile of Student's t of T - 1 degrees of freedom, is added to what the examples
+    make all trials share, with a normal quantile: the squares of the two reaches are added (Cochran 1964), which is
+    exact where either is absent. See ``_score_interval`` for the shape. Where the interval begins at 0, noise hides the
+    effect, it covers more than it promises, and a note says so.
+
+    Whether there are errors enough for it is for ``too_few_errors`` to say.
 
     Args:
         pairs: the trials.
         name: cev, sde, cev_corrected or sde_corrected.
+        unit: examples, or both for several trials.
 
     Returns:
         None where the corrected value does not exist.
@@ -385,65 +432,84 @@ def corrected_intervals(
     pairs: Sequence[Pair], names: Sequence[str], *, level: float = 0.95, unit: str = "examples"
 ) -> dict[str, Interval | None]:
     """See ``corrected_interval``; what the intervals of several measures share is done once."""
-    behind = {name: _SquaredDistance() if name.startswith("sde") else MEASURES["cev_corrected"]() for name in names}
-    table = Table(pairs, list({each.name: each for each in behind.values()}.values()))
-    sums = table.sums(table.multiplicity[:, None].astype(np.float64))
-    per_trial, left_out = table.values(sums), table.jackknife()
-    found: dict[str, Interval | None] = {}
-    for name, measure in behind.items():
-        reach = _reach(per_trial[measure.name][0], left_out[measure.name], table.multiplicity, level, unit)
-        if reach is None:
-            found[name] = None
-            continue
-        estimate, reach = reach
-        low, high = float(estimate - reach), float(estimate + reach)
-        if name.startswith("sde"):
-            shape = np.mean([distance_shape(each)[0] for each in sums[:-1]])
-            low, high = (float(shape * np.sqrt(max(end, 0) / 2)) for end in (low, high))
-        else:
-            plain = MEASURES["cev"]()
-            observed = float(np.array([plain.value(each)[0] for each in sums[:-1]]).mean())
-            low, high = _score_interval(estimate, observed, reach**2)
-        found[name] = Interval(low, high, level, "corrected", unit, 0, "for the value without sampling noise")
-    return found
+    columns = np.stack([error_columns(pair) for pair in pairs])
+    kinds = {name: name.removesuffix("_corrected") for name in names}
+    found = {
+        kind: _corrected(kind, columns, pairs[0].class_count, level=level, unit=unit)
+        for kind in dict.fromkeys(kinds.values())
+    }
+    return {name: found[kind] for name, kind in kinds.items()}
 
 
-def _reach(
-    per_trial: np.ndarray, left_out: np.ndarray, multiplicity: np.ndarray, level: float, unit: str
-) -> tuple[float, float] | None:
-    """The mean over trials and how far its symmetric interval reaches to either side, or None."""
-    weights = np.full(len(per_trial), 1 / len(per_trial))
-    left_out = left_out @ weights
-    estimate = float(per_trial @ weights)
-    if not np.isfinite(estimate) or not np.isfinite(left_out).all():
+def _error_counts(columns: np.ndarray, classes: int) -> np.ndarray:
+    """Counts [3, 2, C] of the columns [N, 3] of ``error_columns``."""
+    return np.bincount(columns.ravel(), minlength=6 * classes + 1)[:-1].reshape(3, 2, classes).astype(np.float64)
+
+
+def _corrected(kind: str, columns: np.ndarray, classes: int, *, level: float, unit: str) -> Interval | None:
+    """The interval of "cev" or "sde" from the errors [T, N, 3] that the examples stand for in each trial."""
+    corrected = CorrectedDistance if kind == "sde" else CorrectedVariance
+    found = [_influences(corrected, _error_counts(each, classes), each) for each in columns]
+    squares, noise, influences = (np.array(each) for each in zip(*found, strict=True))
+    if not np.isfinite(squares).all() or not np.isfinite(influences).all():
         return None
-    n, m = multiplicity.sum(), multiplicity
-    examples = (n - 1) / n * (m * (left_out - np.average(left_out, weights=m)) ** 2).sum()
-    seeds, freedom = 0.0, np.inf
-    if unit in ("seeds", "both") and len(per_trial) > 1:
-        seeds = weights[0] ** 2 * len(per_trial) * per_trial.var(ddof=1)
-        if seeds > 0:
-            total = seeds + (examples if unit == "both" else 0)
-            freedom = total**2 / (seeds**2 / (len(per_trial) - 1))
-    variance = (examples if unit != "seeds" else 0) + seeds
-    return estimate, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
+    trials, examples = influences.shape
+    covariance = (examples - 1) ** 2 / examples * np.cov(influences).reshape(trials, trials)
+    z, seeds, shared = ndtri((1 + level) / 2), 0.0, covariance.mean()
+    values = signed_root(squares) if kind == "sde" and trials > 1 else squares
+    if trials > 1 and unit != "examples":
+        seeds = stdtrit(trials - 1, (1 + level) / 2) ** 2 * values.var(ddof=1) / trials
+        shared = max(covariance[~np.eye(trials, dtype=bool)].mean(), 0.0) if unit == "both" else 0.0
+    estimate = float(values.mean())
+    if kind == "sde" and trials > 1:
+        # A root is taken of each trial, since the mean is over them; its slope is no steeper than noise lets it be.
+        slope = 1 / (4 * max(abs(squares.mean()), np.sqrt(covariance.mean()), np.finfo(float).tiny))
+        reach = np.sqrt(seeds + z**2 * shared * slope)
+        low, high = max(estimate - reach, 0.0), max(estimate, 0.0) + reach
+    else:
+        low, high = _score_interval(estimate, float(noise.mean()), z**2 * shared, seeds)
+        low, high = (np.sqrt(low), np.sqrt(high)) if kind == "sde" else (low, high)
+    note = "conservative: noise hides the effect" if low == 0 < high else ""
+    return Interval(float(low), float(high), level, "corrected", unit, 0, note)
 
 
-def _score_interval(estimate: float, observed: float, reach_squared: float) -> tuple[float, float]:
-    """All θ >= 0 with (estimate - θ)² <= reach² V(θ) / V(estimate).
+def _influences(corrected: type[Corrected], counts: np.ndarray, columns: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """An estimate from the errors, how much noise was taken away, and what the estimate gains by each example: [N].
 
-    Squared normal deviates with a mean noise of m around a true mean square θ have a variance in proportion to m + 2θ,
-    where m = observed - estimate. An interval that gives θ its own variance is longer upwards; the symmetric one misses
-    large θ whenever the estimate, and its standard error with it, came out small. Where the reach exceeds all that was
-    observed, noise hides the effect and the proportion says nothing; the scale is then no smaller than the reach, which
-    keeps the upper end to a few times it.
+    The gains of the errors that one example stands for add up but for terms of second order. So one error of each kind
+    and class is left out in turn, which changes the terms of one class, and not one example.
     """
-    noise = max(observed - estimate, 0.0)
-    scale = max(observed + estimate, 0.5 * observed, np.sqrt(reach_squared))  # m + 2 estimate, kept away from 0
-    unit = reach_squared / scale if observed > 0 else 0.0
-    middle = estimate + unit
-    reach = np.sqrt(max(middle**2 - estimate**2 + unit * noise, 0.0))
-    return max(float(middle - reach), 0.0), max(float(middle + reach), 0.0)
+    terms = corrected.terms(sums_of_errors(counts))
+    whole = corrected.value(terms.sum(0))
+    fewer = np.maximum(counts - np.eye(6).reshape(6, 3, 2, 1), 0)  # one fewer of a kind, in every class at once
+    changed = corrected.value(terms.sum(0) - terms + corrected.terms(sums_of_errors(fewer)))  # [6, C]
+    gains = np.append(whole - changed, 0.0)
+    return float(whole), float(corrected.noise(terms.sum(0))), gains[columns].sum(1)
+
+
+def _score_interval(estimate: float, noise: float, examples: float, seeds: float) -> tuple[float, float]:
+    """All θ >= 0 with (estimate - θ)² <= unit (noise + 2θ).
+
+    Squared normal deviates with a mean noise of m around a true mean square θ have a variance in proportion to m + 2θ.
+    An interval that gives each θ its own variance is longer upwards; a symmetric one misses large θ whenever the
+    estimate, and its standard error with it, came out small. The jackknife takes the square that was observed for the
+    true one: its variance is in proportion to 2 (estimate + m), too large by up to 2 where noise hides the effect
+    (Efron and Stein 1981).
+
+    Args:
+        estimate: of θ. noise: m.
+        examples: jackknife variance over examples, times the square of its quantile.
+        seeds: variance of the mean over seeds, times the square of its quantile, as it is at the estimate.
+    """
+    unit = 0.0
+    # Neither divisor goes to 0: the ends stay within a few times the reach.
+    if examples > 0:
+        unit += examples / max(2 * (estimate + noise), noise, np.sqrt(examples))
+    if seeds > 0:
+        unit += seeds / max(noise + 2 * estimate, 0.5 * noise, np.sqrt(seeds))
+    shown = max(estimate, 0.0)  # an estimate far below 0 is noise; it must not leave an interval without width
+    reach = np.sqrt(unit**2 + 2 * shown * unit + unit * noise)
+    return max(float(shown + unit - reach), 0.0), float(shown + unit + reach)
 
 
 def class_significance(pairs: Sequence[Pair]) -> tuple[np.ndarray, str]:

@@ -20,6 +20,7 @@ from pipeline.bias.resampling import (
     class_significance,
     corrected_intervals,
     interval,
+    too_few_errors,
 )
 from pipeline.bias.yardsticks import Yardstick, over_floor, over_shared_floor
 from pipeline.groups import Columns, called, checked
@@ -55,10 +56,12 @@ class Value:
 
     Attributes:
         value: the mean over trials, None where it does not exist. One that estimates the value without sampling noise
-            (``Measure.noise_free``) and falls outside its interval is put at the nearer end; ``interval.note`` says so.
+            (``Measure.noise_free``) is withheld with its interval; one that falls outside its interval is put at the
+            nearer end, and ``interval.note`` says so.
         estimate: the mean over trials as it is.
-        interval: for the value that an endless test set would give; a value that sampling noise inflates, such as that
-            of CEV, may lie above it. None where it does not exist.
+        interval: for what ``interval.estimand`` says; a value that sampling noise inflates, such as that of CEV, may
+            lie above it. None where it does not exist or is withheld.
+        withheld: why the interval is withheld, an empty string where it is not.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
         floor: what dense networks show among each other; None without at least two.
@@ -75,6 +78,7 @@ class Value:
     value: float | None
     estimate: float | None
     interval: Interval | None
+    withheld: str
     trials: tuple[float | None, ...]
     published: float | None
     floor: Floor | None
@@ -152,6 +156,8 @@ class Audit:
                     "interval_method": each.interval.method if each.interval else None,
                     "interval_unit": each.interval.unit if each.interval else None,
                     "interval_note": each.interval.note if each.interval else None,
+                    "interval_estimand": each.interval.estimand if each.interval else None,
+                    "withheld": each.withheld or None,
                     "trials": list(each.trials),
                     "published": each.published,
                     "unit": each.unit,
@@ -277,7 +283,7 @@ def audit(
         seed: of the resamples, 0 or more.
         level: nominal coverage.
         method: ``"best"`` takes for each measure the one that covers best, see ``Measure.interval``; or ``"basic"``,
-            ``"percentile"``, ``"bca"`` for all.
+            ``"percentile"``, ``"bca"``, ``"outer"`` for all.
         undefined, smoothing: see ``pipeline.bias.relative_changes``.
         measures: registered ones, by name or with options; all of them by default. cev and sde are always there.
 
@@ -335,8 +341,11 @@ def audit(
             f"{count - used} of {count} classes {verb} a reference rate of zero or no examples{some}: left out {where}"
         )
     notes += [
-        f"{each.title}: {each.interval.note.split('; ')[-1]}" for each in values.values() if each.value != each.estimate
+        f"{each.title}: {each.interval.note.split('; ')[-1]}"
+        for each in values.values()
+        if each.interval is not None and each.value != each.estimate
     ]
+    notes += dict.fromkeys(f"no interval: {each.withheld}" for each in values.values() if each.withheld)
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -409,18 +418,23 @@ def _error_counts(each: Predictions, count: int) -> tuple[np.ndarray, np.ndarray
     return np.bincount(each.predictions[wrong], minlength=count), np.bincount(each.labels[wrong], minlength=count)
 
 
-def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method, names=()) -> dict[str, Value]:
-    """Args: names: of the classes, where it is to be told what each of them carries."""
+def _values(pairs, chosen, *, names, floor, resamples, seed, unit, level, method) -> dict[str, Value]:
+    few = too_few_errors(pairs, names) if any(each.interval == "corrected" for each in chosen) else ""
     found = {}
-    sums = [sums_of(pair, [each for each in chosen if not each.over_trials]) for pair in pairs] if names else []
+    additive = [each for each in chosen if type(each).by_class is not Measure.by_class]
+    sums = [sums_of(pair, additive) for pair in pairs]
     for table in tables(pairs, chosen):
         per_trial, averaged = table.point()
         needs = {each.name: _method(each, method) for each in table.measures}
+        withheld = {
+            each.name: few if needs[each.name] == "corrected" or each.noise_free else "" for each in table.measures
+        }
+        withheld |= {name: f"none is known to cover for {name}" for name, need in needs.items() if not need}
         bounds: dict[str, Interval | None] = {}
         draws, left_out = {}, {}
-        if corrected := [name for name, need in needs.items() if need == "corrected"]:
+        if corrected := [name for name, need in needs.items() if need == "corrected" and not withheld[name]]:
             bounds = corrected_intervals(pairs, corrected, level=level, unit=unit)
-        if drawn := [each for each in table.measures if needs[each.name] != "corrected"]:
+        if drawn := [each for each in table.measures if needs[each.name] != "corrected" and not withheld[each.name]]:
             draws = bootstrap(table.only(drawn), resamples=resamples, seed=seed, unit=unit)
         if skewed := [each for each in drawn if needs[each.name] == "bca"]:
             left_out = table.only(skewed).jackknife()
@@ -433,16 +447,24 @@ def _values(pairs, chosen, *, floor, resamples, seed, unit, level, method, names
                     draws[each.name],
                     method=needs[each.name],
                     level=level,
-                    unit=unit,
+                    unit="examples" if each.over_trials else unit,
                     left_out=left_out[each.name].mean(1) if each.name in left_out else None,
                     multiplicity=table.multiplicity,
                 )
-            shares = carried_by_class(each, sums) if names and not each.over_trials else None
+            shares = carried_by_class(each, sums) if each in additive else None
             order = np.argsort(-shares, kind="stable") if shares is not None else ()
             carried = {names[c]: float(shares[c]) for c in order}
             beside = _over_floor(each, trials, floor, pairs)
             found[each.name] = _value(
-                each, value, trials, bounds[each.name], averaged.get(each.name), floor, beside, carried
+                each,
+                value,
+                trials,
+                bounds.get(each.name),
+                withheld[each.name],
+                averaged.get(each.name),
+                floor,
+                beside,
+                carried,
             )
     return {each.name: found[each.name] for each in chosen}
 
@@ -460,14 +482,17 @@ def _value(
     value: float,
     trials: np.ndarray,
     bounds: Interval | None,
+    withheld: str,
     averaged: float | None,
     floor: Floors | None,
     beside: Yardstick | None,
     carried: dict[str, float],
 ) -> Value:
-    if bounds is not None and bounds.low < measure.lowest:
-        bounds = replace(bounds, low=measure.lowest, high=max(bounds.high, measure.lowest))
-    shown = value
+    if bounds is not None:
+        highest = 1.0 if measure.unit == "share" else np.inf
+        low, high = (float(np.clip(end, measure.lowest, highest)) for end in (bounds.low, bounds.high))
+        bounds = replace(bounds, low=low, high=high)
+    shown = np.nan if withheld and measure.noise_free else value
     if measure.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
         shown = min(max(value, bounds.low), bounds.high)
         outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
@@ -482,6 +507,7 @@ def _value(
         value=existing(shown),
         estimate=existing(value),
         interval=bounds,
+        withheld=withheld,
         trials=tuple(existing(trial) for trial in trials),
         published=existing(averaged) if averaged is not None else None,
         floor=floor.summary(measure.name) if floor is not None else None,

@@ -15,7 +15,7 @@ from pipeline.report.page import render
 from pipeline.report.words import NOTHING, number, span, verdict_text, yardstick_text
 
 if TYPE_CHECKING:
-    from pipeline.bias import Audit
+    from pipeline.bias import Audit, Value
 
 CLASS_COLUMNS = {
     "support": "support",
@@ -64,7 +64,7 @@ def audit_page(
             "floors": result.floor_networks > 0,
             "measures": [
                 {"title": each.title, "value": each.value, "unit": each.unit, "better": each.better}
-                | {"interval": _range(each.interval), "floor": each.floor}
+                | {"interval": _range(each), "floor": each.floor}
                 | {"floor_range": span(each.floor.low, each.floor.high) if each.floor else NOTHING}
                 | {
                     "over_floor": yardstick_text(beside),
@@ -87,8 +87,10 @@ def audit_page(
     )
 
 
-def _range(bounds) -> str:
-    return span(bounds.low, bounds.high) if bounds is not None else "no interval"
+def _range(each: Value) -> str:
+    if each.interval is None:
+        return "withheld" if each.withheld else "no interval"
+    return span(each.interval.low, each.interval.high)
 
 
 def _cards(result: Audit, rests_on: str) -> list[tuple[str, str, str]]:
@@ -104,7 +106,7 @@ def _cards(result: Audit, rests_on: str) -> list[tuple[str, str, str]]:
             cards.append((title, text, spread))
         else:
             noise = "without sampling noise " if kind.corrected else ""
-            cards.append((title, number(each.value), f"{each.unit} · {noise}{_range(each.interval)}"))
+            cards.append((title, number(each.value), f"{each.unit} · {noise}{_range(each)}"))
     return [*cards, ("Classes used", f"{result.classes_used} of {result.classes}", rests_on)]
 
 

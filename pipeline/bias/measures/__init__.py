@@ -2,16 +2,26 @@
 
 from pipeline.bias.measures import agreement, between_groups, confidence, recall, unevenness  # noqa: F401 (they register themselves)
 from pipeline.bias.measures.declared import MEASURES, DenseNetworks, Measure, Pair, Sums, one_hot
-from pipeline.bias.measures.unevenness import CorrectedSymmetricDistanceError, distance_shape, squared_distance
+from pipeline.bias.measures.unevenness import (
+    Corrected,
+    CorrectedDistance,
+    CorrectedVariance,
+    error_columns,
+    signed_root,
+    sums_of_errors,
+)
 
 __all__ = [
     "MEASURES",
-    "CorrectedSymmetricDistanceError",
+    "Corrected",
+    "CorrectedDistance",
+    "CorrectedVariance",
     "DenseNetworks",
     "Measure",
     "Pair",
     "Sums",
-    "distance_shape",
+    "error_columns",
     "one_hot",
-    "squared_distance",
+    "signed_root",
+    "sums_of_errors",
 ]

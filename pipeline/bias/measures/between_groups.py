@@ -95,7 +95,7 @@ class _BetweenGroups(Measure):
     unit = "share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
     needs_groups = True
     margin = 0.01
 

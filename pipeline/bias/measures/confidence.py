@@ -38,7 +38,7 @@ class CalibrationError(Measure):
     unit = "share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
     needs_logits = True
     bins: int = 15
 
@@ -64,7 +64,7 @@ class CalibrationErrorChange(CalibrationError):
     better = "lower"
     compares = True
     margin = 0.01
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - np.abs(sums[f"calibration_reference_{self.bins}"] / sums["examples"]).sum(-1)

@@ -151,7 +151,8 @@ class Measure:
         over_trials: it exists for all trials of a method together.
         lowest: no interval goes below it.
         noise_free: it estimates what its interval is for, so that an audit shows it inside of it.
-        interval: the method that covers best, see benchmarks/coverage.py; ``"corrected"`` is for CEV and SDE alone.
+        interval: the method that covers best, see benchmarks/coverage.py; ``"corrected"`` is for CEV and SDE alone;
+            empty where none is known to cover, and then none is shown.
         short: heading of a column; the name where a measure has no shorter one.
         headline: position among the columns of the main tables, 0 for full lists only.
         compares: it says how candidate and reference differ; False for what the candidate has alone.

@@ -47,7 +47,7 @@ class MaxExcessAccuracyGap(_OfRecalls):
     unit = "share"
     better = "lower"
     margin = 0.01
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         before, whole_before, some = _recalls(sums, "reference")
@@ -66,7 +66,7 @@ class WorstRecall(_OfRecalls):
     unit = "share"
     better = "higher"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -84,7 +84,7 @@ class RecallRange(_OfRecalls):
     unit = "share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -102,7 +102,7 @@ class RecallVariance(_OfRecalls):
     unit = "squared share"
     better = "lower"
     compares = False
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -129,7 +129,7 @@ class Intensification(_OfRecalls):
     lowest = -np.inf
     better = "near 1"
     margin = 0.1
-    interval = "basic"
+    interval = "outer"
 
     def value(self, sums: Sums) -> np.ndarray:
         balances = []

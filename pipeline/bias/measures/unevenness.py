@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
+from scipy.special import ndtr
 
 from pipeline.bias.measures.declared import MEASURES, Counts, DenseNetworks, Measure, Pair, Sums, once, one_hot
 from pipeline.bias.rates import cev_by_class, cev_of, changes_of, sde_by_class, sde_of
@@ -54,12 +55,6 @@ def _unbiased_changes(sums: Sums) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     second += lost * (lost - 1) / (n * n_less) - 2 * gained * lost / ((before + 1) * n)
     used = (before > 0).all(-2)
     return 100 * first * used[..., None, :], 1e4 * second * used[..., None, :], used
-
-
-def _per_class(total: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """A total over the classes used, divided by their number: [...], NaN where there is none."""
-    count = used.sum(-1)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def _changes(sums: Sums, smoothing: float) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +169,7 @@ class CommonCombinedErrorVariance(Measure):
     better = "lower"
     comparison = "ratio"
     margin = 1.5
-    interval = "basic"
+    interval = ""  # a bootstrap adds the noise a second time; what takes it away is made for CEV and SDE alone
     smoothing: float = 0.0
 
     def counts(self, pair: Pair) -> Counts:
@@ -199,7 +194,7 @@ class CommonSymmetricDistanceError(Measure):
     better = "lower"
     comparison = "ratio"
     margin = 1.5**0.5
-    interval = "basic"
+    interval = ""  # a bootstrap adds the noise a second time; what takes it away is made for CEV and SDE alone
     smoothing: float = 0.0
 
     def counts(self, pair: Pair) -> Counts:
@@ -210,6 +205,89 @@ class CommonSymmetricDistanceError(Measure):
 
     def by_class(self, sums: Sums) -> np.ndarray:
         return sde_by_class(*_common_changes(sums, self.smoothing))
+
+
+class Corrected:
+    """What takes sampling noise away from CEV, or from the square of SDE: a function of totals over classes.
+
+    ``terms(sums)`` gives what each class adds, [..., C, K]; ``value(totals)`` the estimate from totals [..., K], NaN
+    where no class has a relative change. So a class can be changed without another look at all the others.
+    """
+
+    @staticmethod
+    def terms(sums: Sums) -> np.ndarray:
+        raise NotImplementedError
+
+    @staticmethod
+    def value(totals: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    @staticmethod
+    def noise(totals: np.ndarray) -> np.ndarray:
+        """How much sampling noise adds, at least 0 on average."""
+        raise NotImplementedError
+
+    @classmethod
+    def of(cls, sums: Sums) -> np.ndarray:
+        """The estimate from sums over examples: [...]."""
+        return cls.value(cls.terms(sums).sum(-2))
+
+
+class CorrectedVariance(Corrected):
+    """CEV: each square of its mean of squares is estimated by itself, the mean's square over pairs of classes."""
+
+    @staticmethod
+    def terms(sums: Sums) -> np.ndarray:
+        first, second, used = _unbiased_changes(sums)
+        return np.stack([first[..., 0, :], first[..., 1, :], (first**2).sum(-2), second.sum(-2), used], -1)
+
+    @staticmethod
+    def value(totals: np.ndarray) -> np.ndarray:
+        positives, negatives, own, squares, used = np.moveaxis(totals, -1, 0)
+        count = np.where(used > 0, used, np.nan)
+        products = positives**2 + negatives**2 - own  # of two different classes, which are nearly independent
+        return 0.5 * (squares - (squares + products) / count) / count
+
+    @staticmethod
+    def noise(totals: np.ndarray) -> np.ndarray:
+        _, _, own, squares, used = np.moveaxis(totals, -1, 0)
+        count = np.where(used > 0, used, np.nan)
+        return 0.5 * (own - squares) * (1 - 1 / count) / count
+
+
+class CorrectedDistance(Corrected):
+    """SDE squared, by simulation and extrapolation (Cook and Stefanski 1994) in closed form.
+
+    Let x_c estimate d_FPR - d_FNR with variance v_c. Noise of variance m v_c on top of it would turn |x_c| into the
+    mean of a folded normal variable (Leone et al. 1961); E(m) is SDE with that noise. Were the true distances all 0, or
+    normal around 0, E² would be a straight line in m; at m = -1, where there is no noise, it is 2 E(0)² - E(1)².
+    """
+
+    @staticmethod
+    def terms(sums: Sums) -> np.ndarray:
+        first, second, used = _unbiased_changes(sums)
+        distance = np.abs(first[..., 0, :] - first[..., 1, :])
+        variance = (first**2 - second).sum(-2)  # of two unbiased estimates; never below 0
+        spread = np.sqrt(variance)
+        far = np.divide(distance, spread, out=np.full(distance.shape, np.inf), where=spread > 0)
+        noisy = spread * np.sqrt(2 / np.pi) * np.exp(-(far**2) / 2) + distance * (1 - 2 * ndtr(-far))
+        return np.stack([distance, noisy, variance, used], -1)
+
+    @staticmethod
+    def value(totals: np.ndarray) -> np.ndarray:
+        distance, noisy, _, used = np.moveaxis(totals, -1, 0)
+        count = np.where(used > 0, used, np.nan)
+        return (2 * (distance / count) ** 2 - (noisy / count) ** 2) / 2
+
+    @staticmethod
+    def noise(totals: np.ndarray) -> np.ndarray:
+        variance, used = totals[..., -2], totals[..., -1]
+        return variance / np.where(used > 0, used, np.nan) / 2
+
+
+def signed_root(values: np.ndarray) -> np.ndarray:
+    """The root of an estimated square, with its sign: a root of 0 for all below 0 would estimate 0 too high."""
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 @MEASURES.register("cev_corrected")
@@ -237,42 +315,24 @@ class CorrectedCombinedErrorVariance(Measure):
         return _joint_errors(pair)
 
     def value(self, sums: Sums) -> np.ndarray:
-        first, second, used = _unbiased_changes(sums)
-        products = first.sum(-1) ** 2 - (first**2).sum(-1)  # of two different classes, which are nearly independent
-        mean_squared = (second.sum(-1) + products) / np.maximum(used.sum(-1, keepdims=True), 1)
-        return 0.5 * _per_class((second.sum(-1) - mean_squared).sum(-1), used)
-
-
-def squared_distance(sums: Sums) -> np.ndarray:
-    """Mean over classes of (d_FPR - d_FNR)², corrected for sampling noise, in squared percent: [...]."""
-    first, second, used = _unbiased_changes(sums)
-    return _per_class((second.sum(-2) - 2 * first[..., 0, :] * first[..., 1, :]).sum(-1), used)
-
-
-def distance_shape(sums: Sums) -> np.ndarray:
-    """Mean of |d_FPR - d_FNR| over its root mean square, as observed: in (0, 1], 1 where all are equal: [...]."""
-    changes, used = _changes(sums, 0.0)
-    apart = np.where(used, np.abs(changes[..., 0, :] - changes[..., 1, :]), 0.0)
-    mean, square = _per_class(apart.sum(-1), used), _per_class((apart**2).sum(-1), used)
-    return np.divide(mean, np.sqrt(square), out=np.where(np.isnan(square), np.nan, 1.0), where=square > 0)
+        return CorrectedVariance.of(sums)
 
 
 @MEASURES.register("sde_corrected")
 @dataclass(frozen=True)
 class CorrectedSymmetricDistanceError(Measure):
-    """SDE without what sampling noise adds to it.
+    """SDE without what sampling noise adds to it: the signed root of ``CorrectedDistance``.
 
-    A mean of absolute values has no unbiased estimate, its mean square has: the corrected root mean square is
-    multiplied by the ratio of the two as observed. That ratio is between 0.6 and 1 for any usual distribution over
-    classes (0.80 for a normal one), so that little rests on it. 0 where the corrected mean square is negative.
-    Derived here.
+    Below 0 it says that the distances are no larger than noise. Derived here; its bias and coverage are measured in
+    benchmarks/coverage.py.
     """
 
     title = "SDE, corrected for sampling noise"
     noise_free = True
-    source = "derived here"
-    equation = "(mean|x| / rms x) √(mean_c est(x²) / 2),  x_c = d_FPR,c - d_FNR,c"
+    source = "derived here, by the method of Cook and Stefanski 1994"
+    equation = "±√|2 E(0)² - E(1)²|,  E(m) = SDE with m times its sampling noise added"
     unit = "percent"
+    lowest = -np.inf
     better = "lower"
     interval = "corrected"
 
@@ -280,4 +340,33 @@ class CorrectedSymmetricDistanceError(Measure):
         return _joint_errors(pair)
 
     def value(self, sums: Sums) -> np.ndarray:
-        return distance_shape(sums) * np.sqrt(np.maximum(squared_distance(sums), 0) / 2)
+        return signed_root(CorrectedDistance.of(sums))
+
+
+@once
+def error_columns(pair: Pair) -> np.ndarray:
+    """Which errors an example stands for: int64 [N, 3] into [both, lost, gained] x [false positive, negative] x class.
+
+    The reference alone makes an error that was *lost*, the candidate alone one that was *gained*. An example has one
+    false negative and up to two false positives; 6 C stands for none.
+    """
+    before, after, labels, count = pair.reference.predictions, pair.candidate.predictions, pair.labels, pair.class_count
+    missed, missed_after, alike = before != labels, after != labels, before == after
+    none = 6 * count
+    negative = np.select(
+        [missed & missed_after, missed, missed_after], [labels + (2 * j + 1) * count for j in range(3)], none
+    )
+    was = np.where(missed, before + np.where(alike, 0, 2 * count), none)
+    now = np.where(missed_after & ~alike, after + 4 * count, none)
+    return np.stack([negative, was, now], 1)
+
+
+def sums_of_errors(counts: np.ndarray) -> Sums:
+    """Counts [..., 3, 2, C] of ``error_columns`` as the sums that CEV, SDE and both corrected are functions of."""
+    both = counts[..., 0, :, :]
+    found = {"both": both, "reference": both + counts[..., 1, :, :], "candidate": both + counts[..., 2, :, :]}
+    return {
+        f"false_{kind}_{word}": each[..., place, :]
+        for word, each in found.items()
+        for place, kind in enumerate(("positives", "negatives"))
+    }
