@@ -13,7 +13,7 @@ the same in every seed; that size is found by simulation, so that the truth of a
 over studies on test sets of this size) is 1, 1.5, 2 or 4. SDE of the same studies has a truth of its own, simulated as
 well. The first 3, 5 and 8 of 10 seeds make the smaller studies.
 
-    python benchmarks/verdicts.py [--studies 2000] [--settings default rare] [--seed 0]
+    python benchmarks/verdicts.py [--studies 2000] [--settings default rare] [--parts tables power]
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def cases(setting: Setting) -> list[Case]:
     """No effect and the factors, with the sizes that give them in CEV."""
     population, generator = Population(setting), np.random.default_rng(11)
     ladders = {tied: [Candidate(tied, float(size)) for size in SIZES] for tied in (False, True)}
-    tried = Studies(setting, population, 2000, 5, ladders[False] + ladders[True], generator)
+    tried = Studies(setting, population, 1000, 5, ladders[False] + ladders[True], generator)
     found = [Case("floor", "tied, nothing added", ladders[True][0])]
     for yardstick, tied in (("floor", False), ("floor", True), ("control", True)):
         reached = [tried.truth(each, "cev")[yardstick == "control"] for each in ladders[tied]]
@@ -277,12 +277,19 @@ def heading(title: str, *cells: str) -> None:
     row(*["---"] * len(cells))
 
 
-def verdicts_of(word: str, setting: Setting, population: Population, arguments, generator) -> list[dict]:
+def drawn_for(word: str, arguments) -> tuple[Setting, Population, np.random.Generator]:
+    """A setting with its population and random numbers of its own, so that it comes out alike whatever else is run."""
+    setting = SETTINGS[word]
+    return setting, Population(setting), np.random.default_rng([arguments.seed, *word.encode()])
+
+
+def verdicts_of(word: str, arguments) -> list[dict]:
     """One table of a setting; returns its rows, with what the constructions compared say of the same studies."""
+    setting, population, generator = drawn_for(word, arguments)
     found = cases(setting)
     candidates = list({case.candidate: None for case in found})
-    many = Studies(setting, population, 2 * arguments.studies, 5, candidates, generator)
-    endless = Studies(setting, population, arguments.studies, 5, candidates, generator, endless=True)
+    many = Studies(setting, population, arguments.studies, 5, candidates, generator)
+    endless = Studies(setting, population, 500, 5, candidates, generator, endless=True)
     studies = Studies(setting, population, arguments.studies, max(SEEDS), candidates, generator)
     heading(
         f"Setting {word}: {setting}; shares in percent of {arguments.studies} studies",
@@ -384,15 +391,15 @@ def constructions(rows: list[dict]) -> None:
             )
 
 
-def given_the_test_set(settings: list[str], arguments, generator) -> None:
+def given_the_test_set(arguments) -> None:
     """Coverage of what endlessly many seeds would give on the very test set of the study."""
     heading(
-        "The same intervals and the truth of the study's own test set (from 200 more seeds on it), CEV, in percent",
+        "The same intervals and the truth of the study's own test set (from 100 more seeds on it), CEV, in percent",
         *("setting", "candidates", "seeds", "holds, over test sets", "holds, this test set"),
     )
-    more = 200
-    for word in settings:
-        setting, population = SETTINGS[word], Population(SETTINGS[word])
+    more = 100
+    for word in (word for word in arguments.settings if SETTINGS[word].classes == 10):
+        setting, population, generator = drawn_for(word, arguments)
         chosen = [case for case in cases(setting) if case.word in ("no effect", "as far, factor 4", "tied, factor 4")]
         for case in [case for case in chosen if case.yardstick == "floor"]:
             most = max(SEEDS)
@@ -412,9 +419,9 @@ def given_the_test_set(settings: list[str], arguments, generator) -> None:
                 row(word, case.word, seeds, *map(percent, both))
 
 
-def what_would_be_found(arguments, generator) -> None:
+def what_would_be_found(arguments) -> None:
     """Does an effect of the size `detectable` come out above in 80 of 100 studies? Do `seeds_needed` settle it?"""
-    setting, population = SETTINGS["default"], Population(SETTINGS["default"])
+    setting, population, generator = drawn_for("default", arguments)
     none = Case("floor", "no effect", Candidate(False, 0.0))
     some = [case for case in cases(setting) if case.word == "as far, factor 1.5"][0]
     studies = Studies(setting, population, arguments.studies, 30, [none.candidate, some.candidate], generator)
@@ -467,7 +474,7 @@ def what_would_be_found(arguments, generator) -> None:
             )
 
 
-def shared_floor(arguments, generator) -> None:
+def shared_floor(arguments) -> None:
     """One reference for all, as the verb audit is given it; the truth is that of the study's reference and test set."""
     heading(
         f"Over a shared floor (audit): one reference, candidates as far, percent of {arguments.studies} studies",
@@ -483,7 +490,7 @@ def shared_floor(arguments, generator) -> None:
     )
     more = 100
     for word in ("default", "rare"):
-        setting, population = SETTINGS[word], Population(SETTINGS[word])
+        setting, population, generator = drawn_for(word, arguments)
         chosen = [case for case in cases(setting) if case.word == "no effect" or case.word.startswith("as far")]
         for case in [case for case in chosen if case.yardstick == "floor"]:
             floor, values = shared(setting, population, arguments.studies, case.candidate, 4 + more, generator)
@@ -520,21 +527,25 @@ def shared(setting, population, studies, each: Candidate, many: int, generator) 
     return tuple({name: np.concatenate(parts) for name, parts in table.items()} for table in (floor, values))
 
 
+def tables(arguments) -> None:
+    rows = [row for word in arguments.settings for row in verdicts_of(word, arguments)]
+    errors_of_verdicts(rows)
+    constructions(rows)
+
+
+PARTS = {"tables": tables, "test_set": given_the_test_set, "power": what_would_be_found, "audit": shared_floor}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000, help="a setting")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    start, generator = time.perf_counter(), np.random.default_rng(arguments.seed)
-    rows = []
-    for word in arguments.settings:
-        rows += verdicts_of(word, SETTINGS[word], Population(SETTINGS[word]), arguments, generator)
-    errors_of_verdicts(rows)
-    constructions(rows)
-    given_the_test_set(arguments.settings, arguments, generator)
-    what_would_be_found(arguments, generator)
-    shared_floor(arguments, generator)
+    start = time.perf_counter()
+    for part in arguments.parts:
+        PARTS[part](arguments)
     print(f"\n{arguments.studies} studies a setting, seed {arguments.seed}, {time.perf_counter() - start:.0f} s")
 
 

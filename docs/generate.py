@@ -147,6 +147,7 @@ def bias_measures() -> str:
         found = [
             ("logits", measure.needs_logits),
             ("the same examples in the same order", measure.needs_pairing),
+            ("groups", measure.needs_groups),
             ("all trials together", measure.over_trials),
         ]
         return ", ".join(words for words, needed in found if needed)

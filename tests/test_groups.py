@@ -237,6 +237,18 @@ def test_classes_as_groups_have_no_equal_opportunity_and_it_is_said():
     assert found["measures"]["equalized_odds_difference"]["value"] > 0, "of what is falsely claimed"
 
 
+def test_class_within_group_rests_on_the_classes_that_a_group_has():
+    kind = Column(np.array([0, 0, 1, 1])[LABELS], ("animal", "vehicle"))
+    found = bias.audit(references=DENSE, candidates=PRUNED, groups={"kind": kind}, resamples=100).groups["kind"]
+    changes = np.array(
+        [[row["d_fpr"], row["d_fnr"]] for row in found["per_class_within_group"] if row["d_fnr"] is not None]
+    )
+    within = found["class_within_group"]
+    assert within["classes"] == within["classes_used"] == len(changes) == 4 < len(found["per_class_within_group"]) == 8
+    assert within["cev"]["value"] == pytest.approx(0.5 * ((changes - changes.mean(0)) ** 2).sum(1).mean())
+    assert within["sde"]["value"] == pytest.approx(np.abs(changes[:, 0] - changes[:, 1]).mean() / np.sqrt(2))
+
+
 @pytest.mark.parametrize(
     "groups,message",
     [
@@ -340,6 +352,8 @@ def test_groups_name_predictions_and_no_network(tmp_path):
     for one, other in ((plain, with_groups), (with_groups, others), (plain, others)):
         for kind in ("predict", "floor", "score", "report"):
             assert not keys(one, kind) & keys(other, kind), kind
+    plain, with_groups = (config.load(SMOKE, [*SMALL, *more]).data for more in ((), (KIND,)))
+    assert plain != with_groups and repr(plain) == repr(with_groups), "which names kept logits"
 
 
 @pytest.mark.parametrize(

@@ -609,7 +609,7 @@ def test_each_headline_measure_gets_its_sentences():
         "Whether M differs from the floor cannot be told: magnitude 0.9 + wide, 1.1 times (0.6 to 1.4; 3 seeds would "
         "have shown 3.5, about 7 would settle it), no worse; magnitude 0.9 + far, 2 times (0.9 to 4.4; 3 seeds would "
         "have shown 3.5, more than 1,000 would settle it).",
-        "M has no verdict beside the floor: magnitude 0.9 + gone, no candidate has a value.",
+        "M has no verdict beside the floor for magnitude 0.9 + gone: no candidate has a value.",
         "M is above the control (the same recovery without pruning): "
         + "; ".join(f"magnitude 0.9 + {name}, 2.5 times (1.2 to 5)" for name in cells)
         + ".",

@@ -61,7 +61,7 @@ class Value:
             of CEV, may lie above it. None where it does not exist.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
-        floor: what dense networks show among each other; None without at least two, or for what does not compare.
+        floor: what dense networks show among each other; None without at least two.
         over_floor: the candidates beside the floor, with a verdict; None where there is no floor.
         carried_by: class name -> share of the value that this class adds, the largest first; empty for a measure that
             is no sum over classes.

@@ -152,7 +152,7 @@ def _floor_of(shown: Shown, floor: Mapping | None, seeds: int) -> list[str]:
 
 
 def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping]) -> list[str]:
-    """A sentence for each verdict that some cell has, and one for the cells that have none."""
+    """A sentence for each verdict that some cell has, and one for each reason why others have none."""
     within = ""
     if shown.margin is not None:
         size = f"a factor of {number(shown.margin)}" if shown.comparison == "ratio" else f"{shown.margin:g}"
@@ -162,32 +162,32 @@ def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping])
         "below": f"{shown.short} is below {name}",
         "equivalent": f"{shown.short} is equivalent to {name}{within}",
         "cannot tell": f"Whether {shown.short} differs from {name} cannot be told",
-        "": f"{shown.short} has no verdict beside {name}",
     }
+    without: dict[str, list[str]] = {}
     cells: dict[str, list[str]] = {verdict: [] for verdict in words}
     for line in lines:
         record = line[yardstick].get(shown.measure)
-        if record:
+        if record and record["verdict"]:
             told = [name_of(line), *_told(record)]
             told.append(carried_text(line, shown.measure) if yardstick == "over_floor" else "")
             cells[record["verdict"]].append(", ".join(filter(None, told)))
-    return [f"{words[verdict]}: {'; '.join(found)}." for verdict, found in cells.items() if found]
+        elif record:
+            without.setdefault(record["note"], []).append(name_of(line))
+    said = [f"{words[verdict]}: {'; '.join(found)}." for verdict, found in cells.items() if found]
+    said += [f"{shown.short} has no verdict beside {name} for {listed(of)}: {note}." for note, of in without.items()]
+    return said
 
 
 def _told(record: Mapping[str, Any]) -> list[str]:
     """A value beside a yardstick with what makes it readable, in a sentence."""
     times = " times" if record["kind"] == "ratio" else ""
-    told = []
-    if record["value"] is not None:
-        more = [span(record["low"], record["high"])]
-        if record["verdict"] == "cannot tell":
-            shown = f"{record['seeds']} seeds would have shown {number(record['detectable'])}"
-            more.append(f"{shown}, {settled_by(record)} would settle it")
-        told.append(f"{number(record['value'])}{times}" + (f" ({'; '.join(more)})" if more[0] else ""))
+    more = [span(record["low"], record["high"])]
+    if record["verdict"] == "cannot tell":
+        shown = f"{record['seeds']} seeds would have shown {number(record['detectable'])}"
+        more.append(f"{shown}, {settled_by(record)} would settle it")
+    told = [f"{number(record['value'])}{times} ({'; '.join(more)})"]
     if record["no_worse"] and record["verdict"] in ("above", "cannot tell"):
         told.append("no worse")
-    if not record["verdict"]:
-        told.append(record["note"])
     return told
 
 
