@@ -220,15 +220,20 @@ def names_of(result: Audit) -> str:
     return ", ".join(trial["file"] for trial in result.trials)
 
 
-def measured(result: Audit) -> dict[str, dict[str, Any] | None]:
+def measured(result: Audit) -> dict[str, dict[str, Any]]:
     """What requirements may be about: each measure, and its ratio to the floor; see `pipeline.requirements.judge`."""
-    found: dict[str, dict[str, Any] | None] = {name: {"note": reason} for name, reason in result.left_out.items()}
-    few = "" if result.floor_networks else "there is no floor; give more dense networks with --reference-trials"
+    found: dict[str, dict[str, Any]] = {name: {"note": reason} for name, reason in result.left_out.items()}
     for name, each in result.measures.items():
         ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
         found[name] = {"value": each.value, **ends}
-        beside = getattr(each, "over_floor", None)
-        found[f"{name}_over_floor"] = asdict(beside) if beside else {"note": few}
+        none = {"note": "there is no floor; give more dense networks with --reference-trials"}
+        found[f"{name}_over_floor"] = asdict(each.over_floor) if each.over_floor else none
+    for column, of_column in (result.groups or {}).items():
+        for name, each in of_column["measures"].items():
+            if name not in result.measures:  # it compares the groups
+                low, high = each["interval"] or (None, None)
+                fields = {"value": each["value"], "low": low, "high": high}
+                found.setdefault(name, {"by_column": {}})["by_column"][column] = fields
     return found
 
 

@@ -11,11 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.registry import UserError, nearest, shown
+from pipeline.registry import Registry, UserError, nearest, shown
 from pipeline.report.words import name_of, number, span
-from pipeline.table import Row, select
+from pipeline.table import Row, grouped, select
+
+if TYPE_CHECKING:
+    from pipeline.bias import Measure
 
 YARDSTICKS = ("floor", "control")
 VERDICTS = ("above", "below", "equivalent", "no_worse")
@@ -45,16 +48,17 @@ class Requirement:
     value: float | str
 
     @classmethod
-    def parse(cls, text: str, measures: Iterable[str], yardsticks: Sequence[str] = YARDSTICKS) -> Requirement:
+    def parse(cls, text: str, measures: Registry[Measure], yardsticks: Sequence[str] = YARDSTICKS) -> Requirement:
         """Reads ``NAME OP VALUE``.
 
         Args:
-            measures: that there are; with ``_over_`` and one of the yardsticks they name a ratio to it.
+            measures: that there are; those that compare a network with its dense parent name, with ``_over_`` and one
+                of the yardsticks, a ratio to it.
 
         Raises:
             UserError: one line that says what is wrong with it and what there is.
         """
-        found, measures = _FORM.fullmatch(text := "".join(text.split())), list(measures)
+        found = _FORM.fullmatch(text := "".join(text.split()))
 
         def refused(reason: str) -> UserError:
             return UserError(f"requirement {shown(text)}: {reason}")
@@ -69,6 +73,8 @@ class Requirement:
             raise refused(f"{shown(measure)} is no measure; {nearest(measure, measures)}")
         if over and yardstick not in yardsticks:
             raise refused(f"{shown(yardstick)} is no yardstick here; {nearest(yardstick, yardsticks)}")
+        if over and measure not in (beside := [name for name in measures if _has_yardsticks(measures[name])]):
+            raise refused(f"{shown(measure)} has no yardstick; {nearest(measure, beside)}")
         if operator == "=":
             if not over:
                 raise refused(
@@ -87,9 +93,16 @@ class Requirement:
         return cls(text, name, operator, bound)
 
 
-def read(texts: Iterable[str], measures: Iterable[str], yardsticks: Sequence[str] = YARDSTICKS) -> list[Requirement]:
+def _has_yardsticks(measure: type[Measure]) -> bool:
+    """Whether single networks have it, over the whole test set, and it says how far they are from a dense one."""
+    return measure.compares and not measure.over_trials and not measure.needs_groups
+
+
+def read(
+    texts: Iterable[str], measures: Registry[Measure], yardsticks: Sequence[str] = YARDSTICKS
+) -> list[Requirement]:
     """Every requirement; UserError with a line for each that is refused."""
-    found, wrong, measures = [], [], list(measures)
+    found, wrong = [], []
     for text in texts:
         try:
             found.append(Requirement.parse(text, measures, yardsticks))
@@ -118,12 +131,17 @@ def judge(requirement: Requirement, measured: Mapping[str, Mapping[str, Any] | N
 
     Args:
         measured: name of a measure or a ratio -> ``value``, ``low`` and ``high`` (95 % interval; None where there is
-            none), ``note`` (why something is missing), and of a ratio ``kind``, ``margin``, ``verdict`` and
-            ``no_worse``.
+            none), ``note`` (why something is missing, or taken for granted), and of a ratio ``kind``, ``margin``,
+            ``verdict`` and ``no_worse``, see `pipeline.bias.Yardstick`. What compares groups has these under
+            ``by_column``, for each column of groups, and must be met in all.
     """
     found = measured.get(requirement.name)
     if not isinstance(found, Mapping):
         return Outcome(requirement, CANNOT_TELL, "was not measured")
+    if "by_column" in found:
+        judged = {name: judge(requirement, {requirement.name: each}) for name, each in found["by_column"].items()}
+        worst = min((one.outcome for one in judged.values()), key=(NOT_MET, CANNOT_TELL, MET).index)
+        return Outcome(requirement, worst, "; ".join(f"{name}: {one.reason}" for name, one in judged.items()))
     low, high = _finite(found.get("low")), _finite(found.get("high"))
     seen, note = number(_finite(found.get("value"))), str(found.get("note") or "")
     if low is None or high is None:
@@ -133,13 +151,11 @@ def judge(requirement: Requirement, measured: Mapping[str, Mapping[str, Any] | N
         return Outcome(requirement, CANNOT_TELL, f"{seen} is no interval: it has no width")
     if requirement.operator == "=":
         outcome, verdict = _of_verdict(str(requirement.value), found, low, high)
-        return Outcome(requirement, outcome, f"{seen}: {verdict}")
+        return Outcome(requirement, outcome, "; ".join(filter(None, [f"{seen}: {verdict}", note])))
     holds = [_HOLDS[requirement.operator](end, requirement.value) for end in (low, high)]
-    if all(holds):
-        return Outcome(requirement, MET, seen)
-    if not any(holds):
-        return Outcome(requirement, NOT_MET, seen)
-    return Outcome(requirement, CANNOT_TELL, f"{seen} lies on both sides of {number(requirement.value)}")
+    outcome = MET if all(holds) else NOT_MET if not any(holds) else CANNOT_TELL
+    sides = "" if outcome != CANNOT_TELL else f" lies on both sides of {number(requirement.value)}"
+    return Outcome(requirement, outcome, "; ".join(filter(None, [seen + sides, note])))
 
 
 def _of_verdict(wanted: str, found: Mapping[str, Any], low: float, high: float) -> tuple[str, str]:
@@ -148,12 +164,13 @@ def _of_verdict(wanted: str, found: Mapping[str, Any], low: float, high: float) 
     if wanted != "no_worse":
         return (CANNOT_TELL if verdict == CANNOT_TELL else MET if verdict == wanted else NOT_MET), verdict
     margin, known = _finite(found.get("margin")), found.get("no_worse")
+    if margin is None:
+        return CANNOT_TELL, "the measure states no margin for no_worse"
     if known is True:
         return MET, f"no worse (margin {number(margin)})"
-    if known is False and margin is not None:
-        least = 1 / margin if found.get("kind") == "ratio" else -margin
-        if low > margin or high < least:  # outside on the good side it would be no worse
-            return NOT_MET, f"worse (margin {number(margin)})"
+    least = 1 / margin if found.get("kind") == "ratio" else -margin
+    if known is False and (low > margin or high < least):  # outside on the good side it would be no worse
+        return NOT_MET, f"worse (margin {number(margin)})"
     return CANNOT_TELL, f"may be worse (margin {number(margin)})"
 
 
@@ -223,13 +240,17 @@ def of_study(
     if not chosen:
         said = "no cell was pruned" if pattern is None else f"{shown(pattern)} is no cell"
         raise UserError(f"--cell: {said}; {nearest(pattern or '', lines)}")
-    whole = select(rows, kind="bias", seed=None, group=None)
+    whole = select(rows, kind="bias", seed=None)
     return gate(requirements, {name: _of_cell(line, whole) for name, line in chosen.items()})
 
 
 def _of_cell(line: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Mapping[str, Any] | None]:
-    place = {key: line[key] for key in ("pruning", "sparsity_asked", "recovery")}
-    found = {row["measure"]: row for row in select(rows, **place)}
+    own = select(rows, **{key: line[key] for key in ("pruning", "sparsity_asked", "recovery")})
+    found: dict[str, Any] = {row["measure"]: row for row in own if row["group"] is None}
+    # The place group holds a column, for what compares its groups, or one group of it, as in kind=animal.
+    between = [row for row in own if row["group"] and "=" not in row["group"] and row["measure"] not in found]
+    for (measure,), columns in grouped(between, "measure").items():
+        found[measure] = {"by_column": {row["group"]: row for row in columns}}
     for yardstick in YARDSTICKS:
         beside = line.get(f"over_{yardstick}")
         if isinstance(beside, Mapping):

@@ -123,12 +123,20 @@ def _pruning(value: Any, where: str, mistakes: Mistakes) -> Pruning:
 
 def _claims(value: Any, where: str, mistakes: Mistakes) -> tuple[Claim, ...]:
     found = [read_options(Claim, part, place, mistakes) for place, part in listed(value, where)]
-    by_seed = [name for name in bias.MEASURES if not bias.MEASURES[name].over_trials]
     for (place, _), claim in zip(listed(value, where), found, strict=True):
-        if claim is not WRONG and claim.measure not in by_seed:
-            said = "is of all networks together" if claim.measure in bias.MEASURES else "is no measure of bias"
-            mistakes.add(f"{place}.measure", f"{shown(claim.measure)} {said}; {nearest(claim.measure, by_seed)}")
+        if claim is not WRONG and (why := _not_of_one_network(claim.measure)):
+            known = [name for name in bias.MEASURES if not _not_of_one_network(name)]
+            mistakes.add(f"{place}.measure", f"{shown(claim.measure)} {why}; {nearest(claim.measure, known)}")
     return WRONG if WRONG in found else tuple(found)
+
+
+def _not_of_one_network(measure: str) -> str:
+    """Why no network has a value of its own over the whole test set; empty where each has."""
+    if measure not in bias.MEASURES:
+        return "is no measure of bias"
+    if bias.MEASURES[measure].over_trials:
+        return "is of all networks together"
+    return "compares groups" if bias.MEASURES[measure].needs_groups else ""
 
 
 def _losses(value: Any, where: str, mistakes: Mistakes) -> tuple[distillation.Loss, ...]:

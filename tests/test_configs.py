@@ -237,6 +237,11 @@ def test_claims_name_recoveries_as_budgets_call_them():
         ("cev", "cevs", r"^claims.0.measure: 'cevs' is no measure of bias; known: .*; did you mean 'cev'\?$"),
         ("cev", "cka", r"^claims.0.measure: 'cka' is no measure of bias; known: "),
         ("cev", "pie", r"^claims.0.measure: 'pie' is of all networks together; known: "),
+        (
+            "cev",
+            "worst_group_accuracy",
+            r"^claims.0.measure: 'worst_group_accuracy' compares groups; known: accuracy, ",
+        ),
         ("cev", "3", r"^claims.0.measure: '3' is no measure"),
         ("first: kd", "first: KD", r"^claims.0.first: 'KD' is no recovery of this study; known: finetune, kd, none"),
         ("second: none", "second: fine", r"^claims.0.second: 'fine' is no recovery of .*did you mean 'finetune'\?$"),

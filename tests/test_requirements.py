@@ -69,6 +69,9 @@ def test_name_operator_and_value(text, expected):
         ("cevs_over_floor<2", r"'cevs' is no measure; known: .*; did you mean 'cev'\?"),
         ("cev_over_flor<2", r"'flor' is no yardstick here; known: control, floor; did you mean 'floor'\?"),
         ("cev_over_=above", "'' is no yardstick here"),
+        ("worst_recall_over_floor<2", "'worst_recall' has no yardstick; known: accuracy_change, .*cev, "),
+        ("pie_over_control<2", "'pie' has no yardstick; known: "),
+        ("worst_group_accuracy_change_over_floor>0", "'worst_group_accuracy_change' has no yardstick; known: "),
         ("worst_recall=0.8", "= goes with a verdict on a yardstick, .*give >=, <=, > or <"),
         ("worst_recall==0.8", "has not the form NAME OP VALUE"),
         ("worst_recall=>0.8", "= goes with a verdict on a yardstick"),
@@ -191,6 +194,21 @@ def test_a_gate_passes_when_everything_is_met_and_shows_what_names_hold():
     )
 
 
+@pytest.mark.parametrize(
+    "columns,expected",
+    [
+        ({"kind": (0.7, 0.8)}, "met"),
+        ({"kind": (0.7, 0.8), "size": (0.5, 0.7)}, "cannot tell"),
+        ({"kind": (0.2, 0.3), "size": (0.5, 0.7)}, "not met"),
+        ({"kind": (0.7, 0.8), "size": (None, None)}, "cannot tell"),
+    ],
+)
+def test_what_compares_groups_has_to_be_met_in_every_column(columns, expected):
+    fields = {name: {"value": 0.75, "low": low, "high": high} for name, (low, high) in columns.items()}
+    found = judge(parse("worst_group_accuracy>=0.6"), {"worst_group_accuracy": {"by_column": fields}})
+    assert found.outcome == expected and all(f"{name}: 0.75" in found.reason for name in columns)
+
+
 # In an audit
 
 
@@ -249,22 +267,32 @@ def test_what_an_audit_left_out_cannot_be_told(files, tmp_path, capsys):
     assert gate["requirements"][1]["reason"] == "0 (0 to 0) is no interval: it has no width"
 
 
+def test_groups_and_the_floor_of_an_audit_are_asked(files, tmp_path, capsys):
+    """Every outcome against what the same audit shows."""
+    labels = np.random.default_rng(0).integers(0, 3, 300)
+    more = [save(tmp_path, f"{seed}.npz", labels=labels, logits=made_up_logits(labels, seed)) for seed in (5, 6, 7)]
+    (tmp_path / "groups.csv").write_text("group\n" + "\n".join("ab"[row % 2] for row in range(300)) + "\n")
+    words = [*files, "--reference-trials", *more, "--groups", tmp_path / "groups.csv", "--json", "-"]
+    required = ["worst_group_accuracy>=0.1", "worst_group_accuracy>=0.99", "cev_over_floor=above", "churn_over_floor<9"]
+    assert audited(*words, *requiring(*required)) == 3
+    found = json.loads(capsys.readouterr().out)
+    low, high = found["groups"]["group"]["measures"]["worst_group_accuracy"]["interval"]
+    assert 0.1 < low < high < 0.99
+    outcomes = [one["outcome"] for one in found["gate"]["requirements"]]
+    assert outcomes[:2] == ["met", "not met"]
+    assert (
+        f"group: {number(found['groups']['group']['measures']['worst_group_accuracy']['value'])} ("
+        in (found["gate"]["requirements"][0]["reason"])
+    )
+    verdict = found["measures"]["cev"]["over_floor"]["verdict"]
+    assert outcomes[2] == {"above": "met", "cannot tell": "cannot tell"}.get(verdict, "not met")
+    assert (outcomes[3] == "met") == (found["measures"]["churn"]["over_floor"]["high"] < 9)
+
+
 def test_a_malformed_requirement_is_refused_before_any_file_is_read(capsys):
     words = ["--reference", "missing.npz", "--candidate", "missing.npz", "--require", "worst_recal>=0.8"]
     assert command_line.main(["audit", *words]) == 2
     assert capsys.readouterr().err.startswith("error: requirement 'worst_recal>=0.8': 'worst_recal' is no measure; ")
-
-
-def test_the_yardstick_of_an_audit_is_asked(files, monkeypatch, capsys):
-    """With made-up yardsticks: what an audit says of each measure's ratio to the floor."""
-
-    def beside(result):
-        return {"cev_over_floor": yardstick("ratio", 1.5, 0.7, 1.4)}
-
-    monkeypatch.setattr(auditing, "measured", beside)
-    assert audited(*files, *requiring("cev_over_floor=equivalent", "cev_over_floor<1.45")) == 0
-    assert audited(*files, *requiring("cev_over_floor=above")) == 3
-    assert "not met: " in capsys.readouterr().out
 
 
 # In a study
@@ -285,7 +313,10 @@ def published(store, tmp_path):
         lines.append(place | {"over_floor": over if pruning != "dense" else None})
         value = 0.9 - 0.1 * step
         rows.append(measured("bias", "worst_recall", value, low=value - 0.02, high=value + 0.02, **place))
-        rows.append(measured("bias", "worst_recall", 0.0, low=0.0, high=0.0, group="left", **place))
+        rows.append(measured("bias", "worst_recall", 0.0, low=0.0, high=0.1, group="side", **place))
+        rows.append(measured("bias", "worst_recall", 0.0, group="side=left", **place))
+        for column, low in (("side", 0.3), ("kind", 0.4)):
+            rows.append(measured("bias", "worst_group_accuracy", 0.5, low=low, high=0.6, group=column, **place))
         rows.append(measured("bias", "worst_recall", value, seed=0, **place))
     table = {"title": "", "caption": "", "header": ["pruning"], "rows": [["dense"]], "page_only": []}
     (folder / "summary.json").write_text(json.dumps({"lines": lines, "table": table, "sentences": []}))
@@ -330,6 +361,7 @@ def test_cells_are_chosen_by_name(published, store, capsys, pattern, status, cel
 
 def test_yardsticks_and_other_measures_of_a_cell(published, store, capsys):
     required = ["cev_over_floor=no_worse", "cev_over_floor<1", "cev_over_control<2", "churn<1"]
+    required += ["worst_group_accuracy>0.2", "worst_group_accuracy>0.35"]
     assert shown(store, *requiring(*required), "--cell", "magnitude 0.8 + kd", "--json") == 3
     gate = json.loads(capsys.readouterr().out)["gate"]
     assert [(one["outcome"], one["reason"]) for one in gate["requirements"]] == [
@@ -337,6 +369,8 @@ def test_yardsticks_and_other_measures_of_a_cell(published, store, capsys):
         ("not met", "1.3 (1.2 to 1.4)"),
         ("cannot tell", "was not measured"),
         ("cannot tell", "was not measured"),
+        ("met", "side: 0.5 (0.3 to 0.6); kind: 0.5 (0.4 to 0.6)"),
+        ("cannot tell", "side: 0.5 (0.3 to 0.6) lies on both sides of 0.35; kind: 0.5 (0.4 to 0.6)"),
     ]
 
 
