@@ -305,4 +305,5 @@ def test_estimands_are_said():
     assert said["cev"]["interval_estimand"] == "the method over seeds, on an endless test set"
     assert said["pie"]["interval_estimand"] == "these networks on an endless test set"
     alone = bias.audit(references=DENSE, candidates=PRUNED[0], resamples=100).measures
-    assert {each.interval.estimand for each in alone.values()} == {"these networks on an endless test set"}
+    told = {each.interval.estimand for each in alone.values() if each.interval}
+    assert told == {"these networks on an endless test set"}

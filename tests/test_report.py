@@ -345,7 +345,8 @@ def test_every_measure_of_every_cell_is_on_the_page(finished):
             shown = rows[MEASURES[measure].title]
             decimals = 4 if measure == "accuracy" else None
             assert shown[0].split(" ± ")[0] == number(value["value"], decimals=decimals)
-            assert shown[1] == " to ".join(number(end) for end in value["interval"])
+            ends = value["interval"]
+            assert shown[1] == (" to ".join(number(end) for end in ends) if ends else "–")
             assert shown[2:4] == [value["unit"], value["better"]]
             assert shown[4].startswith(number(value["floor"]["mean"]) + " (")
             beside = value["over_floor"]
