@@ -237,6 +237,28 @@ def test_classes_as_groups_have_no_equal_opportunity_and_it_is_said():
     assert found["measures"]["equalized_odds_difference"]["value"] > 0, "of what is falsely claimed"
 
 
+def test_measures_that_were_not_asked_for_are_not_there_by_group():
+    columns = {"site": Column.of(SITE)}
+    found = bias.audit(references=DENSE, candidates=PRUNED, groups=columns, measures=["churn"], resamples=100)
+    assert set(found.groups["site"]["measures"]) == set() and "churn" in found.groups["site"]["per_group"][0]
+    found = bias.audit(
+        references=DENSE, candidates=PRUNED, groups=columns, measures=["worst_group_accuracy"], resamples=100
+    )
+    assert set(found.measures) == {"cev", "sde"} and set(found.groups["site"]["measures"]) == {"worst_group_accuracy"}
+
+
+def test_the_page_of_an_audit_shows_every_column():
+    from pipeline import auditing
+
+    columns = {"kind": Column(np.array([0, 0, 1, 1])[LABELS], ("<b>", "vehicle")), "site": Column.of(SITE)}
+    result = bias.audit(references=DENSE, candidates=PRUNED, groups=columns, resamples=100)
+    page = auditing.page(result, "dense")
+    assert "<h2>Groups: kind</h2>" in page and "<h2>Groups: site</h2>" in page
+    assert page.count("<td>Equalized odds difference</td>") == 2
+    assert '<td class="text">&lt;b&gt;</td>' in page and '<td class="text"><b>' not in page
+    assert page.count("Without a value: equal_opportunity_difference") == 1
+
+
 def test_class_within_group_rests_on_the_classes_that_a_group_has():
     kind = Column(np.array([0, 0, 1, 1])[LABELS], ("animal", "vehicle"))
     found = bias.audit(references=DENSE, candidates=PRUNED, groups={"kind": kind}, resamples=100).groups["kind"]
