@@ -1,6 +1,6 @@
 """How often do nominal 95 % intervals hold the true value, and how often are they withheld? Populations of known truth.
 
-    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--sets 400] [--near 2000] [--part errors|others] [--classes 3 10 100]
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py [--sets 400] [--near 2000] [--part errors|others] [--classes 3 10]
 
 A population is a large number of examples with the answers of many networks to them: pairs of a reference and a
 candidate, one pair a seed. It is taken for the whole truth, so that the true CEV and SDE of every pair are known. A
@@ -12,8 +12,8 @@ wins; an example that is hard is hard for all. "independent": what a network ans
 a candidate on what its reference answers. "none" as an effect: reference and candidate change places in half of the
 population, so that nothing changed and both values are 0.
 
-A corrected value is shown where its interval does not begin at 0; the bias is that of the values shown, where that is
-most of them, in percent of the truth or, where that is larger, of what noise adds to it.
+The bias of a corrected value is in percent of the truth or, where that is larger, of what noise adds to it; estimates
+below 0 count as they are.
 
 Part "errors" is CEV and SDE; part "others" is a choice of the other measures, through ``audit``.
 """
@@ -232,18 +232,15 @@ def errors_row(population, truth, setting, arguments) -> list[dict]:
             rows.append({"setting": setting, "measure": name, "shown": shown, "verdict": "mostly withheld"})
             continue
         found = np.array(known)[:, place]
-        hits, (true, plain) = covered(np.array(known))[:, place], found[:, :2].mean(0)
-        seen = found[found[:, 5] == 0]  # where noise hides the effect, no corrected value is shown
-        hidden, bias, error, words = 1 - len(seen) / len(found), 0.0, 0.0, "| "
-        if hidden <= 0.5:
-            # In percent of the truth or, where that is larger, of what noise adds to it.
-            off = 100 * (seen[:, 2] - seen[:, 0]) / max(true, plain - true)
-            bias, error = off.mean(), off.std(ddof=1) / np.sqrt(len(off))
-            words = f"{seen[:, 2].mean():.4g} | {bias:+.1f} ± {error:.1f}"
+        true, plain, corrected = found[:, :3].mean(0)
+        # In percent of the truth or, where that is larger, of what noise adds to it.
+        off = 100 * (found[:, 2] - found[:, 0]) / max(true, plain - true)
+        bias, error = off.mean(), off.std(ddof=1) / np.sqrt(len(off))
+        hits, hidden = covered(np.array(known))[:, place], found[:, 5].mean()
         said = verdict(shown, hits, bias, error)
         print(
-            start + f"| {true:.4g} | {plain:.4g} | {words} | {100 * hits.mean():.1f} ± "
-            f"{100 * hits.std() / np.sqrt(len(hits)):.1f} | {100 * hidden:.0f} % | {said} |",
+            start + f"| {true:.4g} | {plain:.4g} | {corrected:.4g} | {bias:+.1f} ± {error:.1f} | "
+            f"{100 * hits.mean():.1f} ± {100 * hits.std() / np.sqrt(len(hits)):.1f} | {100 * hidden:.0f} % | {said} |",
             flush=True,
         )
         rows.append(

@@ -49,11 +49,12 @@ class Value:
 
     Attributes:
         value: the mean over trials, None where it does not exist. One that estimates the value without sampling noise
-            (``Measure.noise_free``) is withheld where its interval is, and where that begins at 0: noise hides it.
+            (``Measure.noise_free``) is withheld with its interval; one that falls outside its interval is put at the
+            nearer end, and ``interval.note`` says so.
         estimate: the mean over trials as it is.
         interval: for what ``interval.estimand`` says; a value that sampling noise inflates, such as that of CEV, may
             lie above it. None where it does not exist or is withheld.
-        withheld: why the interval or the value is withheld, an empty string where neither is.
+        withheld: why the interval is withheld, an empty string where it is not.
         trials: the value of each trial; one value for a measure of all trials together.
         published: the value of sums averaged over trials first, None for a measure of all trials together.
         floor: None without at least two dense networks.
@@ -308,11 +309,12 @@ def audit(
         notes.append(
             f"{count - used} of {count} classes {verb} a reference rate of zero or no examples{some}: left out {where}"
         )
-    notes += dict.fromkeys(
-        f"no interval: {each.withheld}" if each.interval is None else f"{each.title}: {each.withheld}"
+    notes += [
+        f"{each.title}: {each.interval.note.split('; ')[-1]}"
         for each in values.values()
-        if each.withheld
-    )
+        if each.interval is not None and each.value != each.estimate
+    ]
+    notes += dict.fromkeys(f"no interval: {each.withheld}" for each in values.values() if each.withheld)
     accuracy = [float((each.predictions == labels).mean()) for each in candidates]
     return Audit(
         classes=count,
@@ -436,14 +438,19 @@ def _value(
         highest = 1.0 if measure.unit == "share" else np.inf
         low, high = (float(np.clip(end, measure.lowest, highest)) for end in (bounds.low, bounds.high))
         bounds = replace(bounds, low=low, high=high)
-    if measure.noise_free and bounds is not None and bounds.low == 0 < bounds.high:
-        withheld = f"noise hides it: it may be 0 and is at most {bounds.high:.4g}"
+    shown = np.nan if withheld and measure.noise_free else value
+    if measure.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
+        shown = min(max(value, bounds.low), bounds.high)
+        outside = f"the estimate of {value:.4g} is shown as the nearer end of its interval"
+        if value < 0:
+            outside += ": the changes are no more uneven than noise"
+        bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, outside])))
     return Value(
         measure=measure.name,
         title=measure.title,
         unit=measure.unit,
         better=measure.better,
-        value=None if withheld and measure.noise_free else existing(value),
+        value=existing(shown),
         estimate=existing(value),
         interval=bounds,
         withheld=withheld,

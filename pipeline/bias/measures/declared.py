@@ -138,7 +138,7 @@ class Measure:
         needs_pairing: it exists only where row i is known to be the same example in both.
         over_trials: it exists for all trials of a method together.
         lowest: no interval goes below it.
-        noise_free: it estimates what its interval is for; withheld where that is, and where noise hides it.
+        noise_free: it estimates what its interval is for, so that an audit shows it inside of it.
         interval: the method that covers best, see benchmarks/coverage.py; ``"corrected"`` is for CEV and SDE alone.
         short: heading of a column; the name where a measure has no shorter one.
         headline: position among the columns of the main tables, 0 for full lists only.
