@@ -302,10 +302,12 @@ def test_files_hold_the_audits(finished):
     for (pruning, asked, recovery), audit in arguments["audits"]:
         for name, value in audit["measures"].items():
             row = rows[pruning, str(asked), recovery, name]
-            assert [row["value"], row["floor_mean"]] == [str(value["value"]), str(value["floor"]["mean"])]
+            expected = [value["value"], value["published"], value["floor"]["mean"]]
+            assert [row["value"], row["published"], row["floor_mean"]] == [
+                "" if each is None else str(each) for each in expected
+            ]
             beside = value["over_floor"] or dict.fromkeys(("value", "verdict"), "")
             assert [row["over_floor"], row["over_floor_verdict"]] == [str(beside["value"]), beside["verdict"]]
-            assert row["published"] == ("" if value["published"] is None else str(value["published"]))
     classes = table(found.folder / "per_class.csv")
     assert [row["fnr"] for row in classes] == [
         str(r["fnr"]) for _, audit in arguments["audits"] for r in audit["per_class"]
