@@ -599,7 +599,7 @@ def test_each_headline_measure_gets_its_sentences():
         "high": record("above"),
         "low": record("below", 0.5, 0.3, 0.9),
         "same": record("equivalent", 1.01, 0.8, 1.3, no_worse=True),
-        "wide": record("cannot tell", 1.1, 0.6, 1.4, no_worse=True),
+        "wide": record("cannot tell", 1.1, 0.6, 1.4, no_worse=True, detectable=2.5),
         "far": record("cannot tell", 2.0, 0.9, 4.4, seeds_needed=None),
         "gone": record("", None, None, None, note="no candidate has a value"),
     }
@@ -609,9 +609,9 @@ def test_each_headline_measure_gets_its_sentences():
         "M is above the floor: magnitude 0.9 + high, 2.5 times (1.2 to 5).",
         "M is below the floor: magnitude 0.9 + low, 0.5 times (0.3 to 0.9).",
         "M is equivalent to the floor (within a factor of 1.5): magnitude 0.9 + same, 1.01 times (0.8 to 1.3).",
-        "Whether M differs from the floor cannot be told: magnitude 0.9 + wide, 1.1 times (0.6 to 1.4; 3 seeds would "
-        "have shown 3.5, about 7 would settle it), no worse; magnitude 0.9 + far, 2 times (0.9 to 4.4; 3 seeds would "
-        "have shown 3.5, more than 1,000 would settle it).",
+        "Whether M differs from the floor cannot be told: magnitude 0.9 + wide, 1.1 times (0.6 to 1.4), no worse; "
+        "magnitude 0.9 + far, 2 times (0.9 to 4.4). With their spread 3 seeds could have shown 2.5 to 3.5 times, and "
+        "about 7 to more than 1,000 would settle it.",
         "M has no verdict beside the floor for magnitude 0.9 + gone: no candidate has a value.",
         "M is above the control (the same recovery without pruning): "
         + "; ".join(f"magnitude 0.9 + {name}, 2.5 times (1.2 to 5)" for name in cells)

@@ -163,32 +163,57 @@ def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping])
         "equivalent": f"{shown.short} is equivalent to {name}{within}",
         "cannot tell": f"Whether {shown.short} differs from {name} cannot be told",
     }
-    without: dict[str, list[str]] = {}
-    cells: dict[str, list[str]] = {verdict: [] for verdict in words}
+    reasons: dict[str, list[str]] = {}
+    cells: dict[str, list[Mapping]] = {verdict: [] for verdict in words}
     for line in lines:
         record = line[yardstick].get(shown.measure)
         if record and record["verdict"]:
-            told = [name_of(line), *_told(record)]
-            told.append(carried_text(line, shown.measure) if yardstick == "over_floor" else "")
-            cells[record["verdict"]].append(", ".join(filter(None, told)))
+            cells[record["verdict"]].append(line)
         elif record:
-            without.setdefault(record["note"], []).append(name_of(line))
-    said = [f"{words[verdict]}: {'; '.join(found)}." for verdict, found in cells.items() if found]
-    said += [f"{shown.short} has no verdict beside {name} for {listed(of)}: {note}." for note, of in without.items()]
+            reasons.setdefault(record["note"], []).append(name_of(line))
+    said = []
+    for verdict, found in cells.items():
+        told = []
+        untrained = [line for line in found if line["recovery"] == "none"]
+        if len(untrained) > 2:  # what was pruned and not recovered is far off everywhere: one entry for all
+            ends = sorted(line[yardstick][shown.measure]["value"] for line in untrained)
+            told.append(f"{len(untrained)} networks without recovery, {number(ends[0])} to {_times(ends[-1], shown)}")
+            found = [line for line in found if line["recovery"] != "none"]
+        told += [_told(line, shown, yardstick) for line in found]
+        if told:
+            said.append(f"{words[verdict]}: {'; '.join(told)}.")
+        if verdict == "cannot tell" and found:
+            said[-1] += " " + _could_have(shown, [line[yardstick][shown.measure] for line in found])
+    said += [f"{shown.short} has no verdict beside {name} for {listed(of)}: {note}." for note, of in reasons.items()]
     return said
 
 
-def _told(record: Mapping[str, Any]) -> list[str]:
-    """A value beside a yardstick with what makes it readable, in a sentence."""
-    times = " times" if record["kind"] == "ratio" else ""
-    more = [span(record["low"], record["high"])]
-    if record["verdict"] == "cannot tell":
-        shown = f"{record['seeds']} seeds would have shown {number(record['detectable'])}"
-        more.append(f"{shown}, {settled_by(record)} would settle it")
-    told = [f"{number(record['value'])}{times} ({'; '.join(more)})"]
+def _times(value: float, shown: Shown) -> str:
+    return number(value) + (" times" if shown.comparison == "ratio" else "")
+
+
+def _told(line: Mapping[str, Any], shown: Shown, yardstick: str) -> str:
+    """A cell with its value beside a yardstick and with what makes that readable."""
+    record = line[yardstick][shown.measure]
+    told = [name_of(line), f"{_times(record['value'], shown)} ({span(record['low'], record['high'])})"]
     if record["no_worse"] and record["verdict"] in ("above", "cannot tell"):
         told.append("no worse")
-    return told
+    if yardstick == "over_floor":
+        told.append(carried_text(line, shown.measure))
+    return ", ".join(filter(None, told))
+
+
+def _could_have(shown: Shown, records: Sequence[Mapping[str, Any]]) -> str:
+    """What as many seeds could have shown, and how many would settle it; from one cell to the other."""
+    shown_by = sorted(record["detectable"] for record in records)
+    needed = sorted(record["seeds_needed"] or math.inf for record in records)
+    least, most = ("more than 1,000" if math.isinf(end) else number(end) for end in (needed[0], needed[-1]))
+    seeds = records[0]["seeds"]
+    could = _times(shown_by[-1], shown)
+    if len(records) > 1:
+        could = f"{number(shown_by[0])} to {could}"
+    settle = f"{least} to {most}" if least != most else least
+    return f"With their spread {seeds} seeds could have shown {could}, and about {settle} would settle it."
 
 
 def _how_sure(judged: Sequence[Shown], lines: Sequence[Mapping], seeds: int) -> list[str]:
