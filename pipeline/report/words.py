@@ -177,7 +177,8 @@ def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping])
         untrained = [line for line in found if line["recovery"] == "none"]
         if len(untrained) > 2:  # what was pruned and not recovered is far off everywhere: one entry for all
             ends = sorted(line[yardstick][shown.measure]["value"] for line in untrained)
-            told.append(f"the {len(untrained)} pruned and not recovered, {number(ends[0])} to {_times(ends[-1], shown)}")
+            span_of = f"{number(ends[0])} to {_times(ends[-1], shown)}"
+            told.append(f"the {len(untrained)} pruned and not recovered, {span_of}")
             found = [line for line in found if line["recovery"] != "none"]
         told += [_told(line, shown, yardstick) for line in found]
         if told:
