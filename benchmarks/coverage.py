@@ -250,28 +250,28 @@ def errors_row(population, truth, setting, arguments) -> list[dict]:
 
 
 def summary(rows: list[dict]) -> None:
-    """One line for each number of classes, seeds and fewest errors; then how many settings show an interval."""
-    print(
-        "\n| classes | seeds | fewest errors | settings | shown | CEV covered: lowest, mean | SDE covered | failing |"
-    )
-    print("|---" * 8 + "|")
+    """One line for each number of classes, seeds and fewest errors, of the settings that show most intervals."""
+    print("\n| classes | seeds | fewest errors | settings | shown | CEV covered (%): lowest, mean | SDE | ", end="")
+    print("CEV biased | SDE biased |\n" + "|---" * 9 + "|")
     place = {}
     for row in rows:
         _, classes, _, _, seeds, fewest, _ = row["setting"]
         place.setdefault((classes, seeds, fewest), []).append(row)
     for (classes, seeds, fewest), some in sorted(place.items()):
-        cells = []
+        shares, biased = [], []
         for name in ("CEV", "SDE"):
-            known = [100 * row["covered"] for row in some if row["measure"] == name and row["shown"] >= 0.5]
-            cells.append(f"{min(known):.1f}, {np.mean(known):.1f}" if known else "withheld")
-        failing = sum(row["verdict"] not in ("", "mostly withheld") for row in some)
-        shown = np.mean([row["shown"] for row in some])
-        print(
-            f"| {classes} | {seeds} | {fewest} | {len(some) // 2} | {100 * shown:.0f} % | {cells[0]} | {cells[1]} | "
-            f"{failing or ''} |"
-        )
+            known = [row for row in some if row["measure"] == name and row["shown"] >= 0.5]
+            share = [100 * row["covered"] for row in known]
+            shares.append(f"{min(share):.1f}, {np.mean(share):.1f}" if share else "withheld")
+            off = [row["bias"] for row in known if "biased" in row["verdict"]]
+            biased.append(f"{len(off)} ({min(off):+.0f} to {max(off):+.0f} %)" if off else "")
+        shown = 100 * np.mean([row["shown"] for row in some])
+        line = (classes, seeds, fewest, len(some) // 2, f"{shown:.0f} %", *shares, *biased)
+        print("| " + " | ".join(map(str, line)) + " |")
     ten = [row["shown"] >= 0.5 for row in rows if row["setting"][5] >= 10]
-    print(f"\nOf {len(ten) // 2} settings with 10 errors or more, {100 * np.mean(ten):.0f} % show an interval.")
+    low = sum("covers" in row["verdict"] for row in rows)
+    print(f"\nOf {len(ten) // 2} settings with 10 errors or more, {100 * np.mean(ten):.0f} % show most intervals.")
+    print(f"Of {sum(row['shown'] >= 0.5 for row in rows)} rows that show most intervals, {low} cover too little.")
 
 
 def others_table(arguments) -> None:

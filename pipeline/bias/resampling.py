@@ -334,6 +334,9 @@ def interval(
         return None
     missing = len(draws) - len(exists)
     note = f"{missing} of {len(draws)} resamples have no value and are left out" if missing else ""
+    if unit == "both":
+        more = "conservative: the spread over seeds holds some of the examples' noise, which is added as well"
+        note = "; ".join(filter(None, [note, more]))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if method == "bca":
         if left_out is None or multiplicity is None:
