@@ -8,10 +8,12 @@ values are exact. Each simulated test set is drawn from it; the intervals are th
 
 import argparse
 import time
+from types import SimpleNamespace
 
 import numpy as np
 
 from pipeline.bias import MEASURES, Pair, Predictions, Table, bootstrap, interval
+from pipeline.bias.by_group import simultaneous
 
 # classes, shares of the groups, examples, accuracy of the reference, points that the candidate loses in the last group
 SETTINGS = (
@@ -74,33 +76,43 @@ def main():
     parser.add_argument("--resamples", type=int, default=200)
     arguments = parser.parse_args()
     measures = [MEASURES[name]() for name in MEASURES if MEASURES[name].needs_groups]
-    print("| classes | groups | examples | measure | truth | mean value | held the truth |")
-    print("|---|---|---|---|---|---|---|")
+    print("| classes | groups | examples | measure | truth | mean value | basic | shown | used here | mean width |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     start = time.perf_counter()
     for setting, (classes, shares, examples, accuracy, lost) in enumerate(SETTINGS):
         table = population(classes, shares, accuracy, lost)
         exact = truth(table, measures)
         generator = np.random.default_rng(setting)
         found = {name: [] for name in exact}
-        held = dict.fromkeys(exact, 0)
+        held = {name: [0, 0, 0] for name in exact}  # by basic, by the one used, and of how many
+        widths = dict.fromkeys(exact, 0.0)
         for seed in range(arguments.sets):
             drawn = generator.choice(table.size, examples, p=table.ravel() / table.sum())
             pair = pair_of(np.unravel_index(drawn, table.shape), classes, len(shares))
             cells = Table([pair], measures)
-            values, draws = cells.point()[0], bootstrap(cells, resamples=arguments.resamples, seed=seed)
+            options = {"resamples": arguments.resamples, "seed": seed}
+            values, draws, basic = cells.point()[0], bootstrap(cells, **options), {}
             for each in measures:
-                value = values[each.name][0]
-                bounds = interval(value, draws[each.name], method=each.interval)
+                value = float(values[each.name][0])
+                bounds = interval(value, draws[each.name], method="basic")
                 found[each.name].append(value)
-                held[each.name] += max(bounds.low, each.lowest) <= exact[each.name] <= max(bounds.high, each.lowest)
+                basic[each.name] = SimpleNamespace(estimate=value, trials=(value,), interval=bounds)
+                held[each.name][0] += max(bounds.low, each.lowest) <= exact[each.name] <= max(bounds.high, each.lowest)
+            used = {name: each.interval for name, each in basic.items()}
+            chosen = simultaneous([pair], measures, basic, 0.95, **options)
+            used |= {each.name: bounds for each, bounds in chosen}
+            for name, bounds in used.items():
+                if bounds is not None:
+                    held[name][1] += bounds.low - 1e-12 <= exact[name] <= bounds.high + 1e-12
+                    held[name][2] += 1
+                    widths[name] += bounds.high - bounds.low
         for name, value in exact.items():
-            sizes = " / ".join(f"{share:g}" for share in shares)
-            share = held[name] / arguments.sets
-            mean = np.mean(found[name])
-            print(
-                f"| {classes} | {sizes} | {examples:,} | `{name}` | {value:.3f} | {mean:.3f} | {share:.1%} |",
-                flush=True,
-            )
+            basic_held, used_held, shown = held[name]
+            row = [classes, " / ".join(f"{share:g}" for share in shares), f"{examples:,}", f"`{name}`"]
+            row += [f"{value:.3f}", f"{np.mean(found[name]):.3f}", f"{basic_held / arguments.sets:.1%}"]
+            row += [f"{shown / arguments.sets:.0%}"]
+            row += [f"{used_held / shown:.1%}", f"{widths[name] / shown:.3f}"] if shown else ["-", "-"]
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
     error = 100 * np.sqrt(0.05 * 0.95 / arguments.sets)
     print(f"\nStandard error of a share of 95 %: {error:.1f} points. {time.perf_counter() - start:.0f} s.")
 

@@ -157,7 +157,8 @@ def bias_measures() -> str:
     rows = []
     for name in MEASURES:
         each = MEASURES[name]
-        of_its = (each.title, each.source, each.equation, each.unit, each.better, each.interval)
+        interval = "simultaneous" if getattr(each, "simultaneous", False) else each.interval
+        of_its = (each.title, each.source, each.equation, each.unit, each.better, interval)
         rows.append([code(name), *of_its, margin(each), needs(each)])
     return table(heads, rows)
 

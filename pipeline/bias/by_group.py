@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from pipeline.bias.given import existing
 from pipeline.bias.measures import Measure, Pair
-from pipeline.bias.resampling import Table, class_significance
+from pipeline.bias.resampling import Interval, Table, class_significance
 from pipeline.groups import Column, Columns, called
 from pipeline.predictions import Predictions
 from pipeline.registry import UserError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # The measures of unevenness that are also taken over class within group.
 WITHIN = ("cev", "sde", "cev_corrected", "sde_corrected")
+# Why a ratio has no interval.
+OPEN = "a rate may be 0 in some group, so that its ratio to that of another can be anything"
 
 
 def columns_of(networks: Sequence[Predictions]) -> dict[str, Column]:
@@ -54,6 +57,8 @@ def by_group(
     chosen: Sequence[Measure],
     *,
     level: float,
+    resamples: int,
+    seed: int,
     values: Callable[[Sequence[Pair], Sequence[Measure]], dict[str, Value]],
     per_class: Callable[[Sequence[Pair], Sequence[str], np.ndarray], tuple[list[dict[str, Any]], np.ndarray]],
 ) -> dict[str, dict[str, Any]]:
@@ -61,7 +66,7 @@ def by_group(
 
     Args:
         pairs: the trials. names: of the classes. chosen: the measures that the inputs allow.
-        level: of the tests.
+        level: of the tests and intervals. resamples, seed: of the bootstrap.
         values: what an audit makes of pairs and measures. per_class: what it says of the classes of pairs.
 
     Returns:
@@ -78,12 +83,12 @@ def by_group(
             "groups: a confusion matrix does not tell the group of an example; give predictions per example"
         )
     return {
-        name: _of_column(pairs, column, names, chosen, level=level, values=values, per_class=per_class)
+        name: _of_column(pairs, column, names, chosen, level, (resamples, seed), values, per_class)
         for name, column in columns.items()
     }
 
 
-def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class) -> dict[str, Any]:
+def _of_column(pairs, column: Column, names, chosen, level, draws, values, per_class) -> dict[str, Any]:
     groups, many, size, count = column.numbers, len(column.names), column.sizes, len(names)
     over = [replace(pair, parts=groups, part_count=many, groups=groups, group_count=many) for pair in pairs]
     p_values, test = class_significance(over)
@@ -94,6 +99,13 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
         if not each.needs_groups and "part_size" in each.counts(over if each.over_trials else over[0])
     ]
     between = values(over, comparing, names=column.names)
+    between |= {
+        each.name: replace(between[each.name], interval=bounds)
+        for each, bounds in simultaneous(over, comparing, between, level, *draws)
+    }
+    open_ratios = {
+        each.name for each in comparing if getattr(each, "logarithmic", False) and between[each.name].interval is None
+    }
     alone = _of_references(over, [each for each in comparing if each.needs_groups and not each.compares])
     within = _within(pairs, column, count)
     long_names = [f"{group} / {name}" for group in column.names for name in names]
@@ -120,7 +132,10 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
             }
             for g, gap in enumerate(_gaps(over, size))
         ],
-        "measures": {name: each | {"reference": alone.get(name)} for name, each in _brief(between).items()},
+        "measures": {
+            name: each | {"reference": alone.get(name), "withheld": OPEN if name in open_ratios else each["withheld"]}
+            for name, each in _brief(between).items()
+        },
         "left_out": {
             each.name: "no class has examples of its kind in two groups"
             for each in comparing
@@ -134,6 +149,57 @@ def _of_column(pairs, column: Column, names, chosen, *, level, values, per_class
         "per_class_within_group": rows,
         "significance": test,
     }
+
+
+def simultaneous(
+    pairs: Sequence[Pair],
+    measures: Sequence[Measure],
+    found: dict[str, Value],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> list[tuple[Measure, Interval | None]]:
+    """Intervals of largest differences and smallest ratios between groups, which cover more than they promise.
+
+    Such a value moves by no more than the largest distance between the deviations of the rates behind it
+    (``bound``). The interval reaches as far to either side as that distance does in a share ``level`` of bootstrap
+    resamples: a simultaneous confidence band of all rates. Over trials the mean of the bounds is taken, and the
+    reach of a t interval of the trials is added in squares. The bootstrap of the value itself holds the truth far
+    too seldom (benchmarks/groups.py): noise makes a maximum larger, and resampling makes it larger again.
+
+    Returns:
+        a pair for each measure that asks for it; None where a rate of 0 leaves a ratio open, or there is no value.
+    """
+    chosen = [each for each in measures if getattr(each, "simultaneous", False)]
+    if not chosen:
+        return []
+    table = Table(pairs, chosen)
+    whole = table.sums(table.multiplicity[:, None].astype(np.float64))[:-1]
+    bounds: dict[str, list[np.ndarray]] = {each.name: [] for each in chosen}
+    for sums in table.batches(resamples, np.random.default_rng(seed)):
+        for each in chosen:
+            bounds[each.name].append(np.mean([each.bound(*both) for both in zip(sums[:-1], whole, strict=True)], 0))
+    return [(each, _reaching(each, found[each.name], np.concatenate(bounds[each.name]), level)) for each in chosen]
+
+
+def _reaching(measure: Measure, value: Value, bounds: np.ndarray, level: float) -> Interval | None:
+    bounds = np.sort(bounds[~np.isnan(bounds)])
+    if value.interval is None or not len(bounds):
+        return None
+    trials = np.array(value.trials, np.float64)
+    if measure.logarithmic and not (trials > 0).all():
+        return None
+    reach = bounds[min(int(np.ceil(level * len(bounds))), len(bounds)) - 1]
+    if len(trials) > 1:
+        spread = np.std(np.log(trials) if measure.logarithmic else trials, ddof=1) / np.sqrt(len(trials))
+        reach = np.hypot(reach, stdtrit(len(trials) - 1, (1 + level) / 2) * spread)
+    if not np.isfinite(reach):
+        return None
+    low, high = value.estimate - reach, value.estimate + reach
+    if measure.logarithmic:
+        low, high = value.estimate * np.exp(-reach), value.estimate * np.exp(reach)
+    low, high = max(float(low), measure.lowest, -1.0), min(float(high), 1.0)
+    return replace(value.interval, low=low, high=high, method="simultaneous", note="conservative")
 
 
 def _inside(pairs: Sequence[Pair], column: Column, chosen: Sequence[Measure]) -> dict[str, np.ndarray]:

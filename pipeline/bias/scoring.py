@@ -380,6 +380,8 @@ def audit(
             names,
             allowed,
             level=level,
+            resamples=resamples,
+            seed=seed,
             values=partial(_values, floor=None, **options),
             per_class=partial(_per_class, level=level, smoothing=smoothing),
         )

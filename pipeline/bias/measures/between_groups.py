@@ -11,7 +11,8 @@ has a rate in two groups, the measure does not exist.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import numpy as np
 
@@ -50,6 +51,10 @@ class _Rates:
     found: np.ndarray
     falsely: np.ndarray
     accuracy: np.ndarray
+
+    def less(self, other: _Rates) -> _Rates:
+        """How far these rates are from others."""
+        return _Rates(*(getattr(self, each.name) - getattr(other, each.name) for each in fields(self)))
 
     @classmethod
     def of(cls, sums: Sums, word: str) -> _Rates:
@@ -90,7 +95,10 @@ def _ratio(*rates: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _BetweenGroups(Measure):
-    """A measure of one network that compares the groups of a column."""
+    """A measure of one network that compares the groups of a column.
+
+    simultaneous: its interval is that of ``by_group.simultaneous``, made of ``bound``. logarithmic: of its logarithm.
+    """
 
     unit = "share"
     better = "lower"
@@ -98,6 +106,8 @@ class _BetweenGroups(Measure):
     interval = "outer"
     needs_groups = True
     margin = 0.01
+    simultaneous: ClassVar[bool] = True
+    logarithmic: ClassVar[bool] = False
 
     def counts(self, pair: Pair) -> Counts:
         return _of_groups(pair)
@@ -109,6 +119,13 @@ class _BetweenGroups(Measure):
     def value(self, sums: Sums) -> np.ndarray:
         return self.of(_Rates.of(sums, "candidate"))
 
+    def bound(self, drawn: Sums, whole: Sums) -> np.ndarray:
+        """How far the value of drawn examples can be from that of all, given how far each rate is: [...].
+
+        A largest distance between rates moves by no more than the largest distance between their deviations.
+        """
+        return self.of(_Rates.of(drawn, "candidate").less(_Rates.of(whole, "candidate")))
+
 
 @dataclass(frozen=True)
 class _ChangeBetweenGroups(_BetweenGroups):
@@ -119,6 +136,10 @@ class _ChangeBetweenGroups(_BetweenGroups):
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - self.of(_Rates.of(sums, "reference"))
+
+    def bound(self, drawn: Sums, whole: Sums) -> np.ndarray:
+        reference = _Rates.of(drawn, "reference").less(_Rates.of(whole, "reference"))
+        return super().bound(drawn, whole) + self.of(reference)
 
 
 @MEASURES.register("demographic_parity_difference")
@@ -166,9 +187,17 @@ class EqualizedOddsRatio(_BetweenGroups):
     equation = "min_c min(min_g TPR'_gc / max_g TPR'_gc, min_g FPR'_gc / max_g FPR'_gc)"
     unit = "ratio"
     better = "higher"
+    logarithmic = True
 
     def of(self, rates: _Rates) -> np.ndarray:
         return _ratio(rates.found, rates.falsely)
+
+    def bound(self, drawn: Sums, whole: Sums) -> np.ndarray:
+        """Of the logarithm of the ratio; infinite where a rate is 0."""
+        both = [_Rates.of(sums, "candidate") for sums in (drawn, whole)]
+        first, second = (np.concatenate([rates.found, rates.falsely], -1) for rates in both)
+        change = np.log(np.where(first == 0, 1, first) / np.where(second == 0, 1, second))  # NaN stays
+        return np.where(((first == 0) | (second == 0)).any((-2, -1)), np.inf, _difference(change))
 
 
 @MEASURES.register("equal_opportunity_difference")
@@ -193,6 +222,7 @@ class WorstGroupAccuracy(_BetweenGroups):
     source = "Sagawa et al. 2020"
     equation = "min_g accuracy'_g"
     better = "higher"
+    simultaneous = False
 
     def of(self, rates: _Rates) -> np.ndarray:
         return np.fmin.reduce(rates.accuracy, -1)
