@@ -19,9 +19,12 @@ PIPELINE = $(VENV)/bin/python -m pipeline
 VERBS = train prune recover latency predict score similarity correlate report plan show
 # Two set-ups at the same time would write over each other.
 LOCK = $(if $(shell command -v flock),flock $(VENV).lock)
+# In benchmarks/: what is timed, and what is held against simulations of known truth.
+PEERS = bootstrap distillation input machinery pruning scoring training
+TRUTHS = coverage verdicts families groups
 LINT = --line-length 120 --select E,F,I,B,UP,SIM,C4 --ignore E741
 
-.PHONY: all $(VERBS) dashboard audit test quick lint docs bench clean-environment help
+.PHONY: all $(VERBS) dashboard audit test quick lint docs bench simulations clean-environment help
 .DEFAULT_GOAL := help
 
 all: $(VENV)/ready
@@ -49,7 +52,10 @@ docs: $(VENV)/ready
 	@$(VENV)/bin/python docs/generate.py
 
 bench: $(VENV)/ready-test
-	@for file in $(filter-out benchmarks/measuring.py,$(wildcard benchmarks/*.py)); do echo "== $$file"; $(VENV)/bin/python $$file || exit 1; done
+	@for name in $(PEERS); do echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
+
+simulations: $(VENV)/ready-test
+	@for name in $(TRUTHS); do echo "== $$name"; $(VENV)/bin/python benchmarks/$$name.py || exit 1; done
 
 $(VENV)/ready: setup.cfg constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -75,6 +81,7 @@ help:
 	@echo "make dashboard               TensorBoard on 127.0.0.1"
 	@echo "make audit REFERENCE=dense.npz CANDIDATE=pruned.npz"
 	@echo "make bench                   measurements against peers"
+	@echo "make simulations             intervals, verdicts and corrections against known truth (some hours)"
 	@echo "one verb per stage:          $(VERBS)"
 	@echo "variables:  SPARSITY=0.5,0.9   SEEDS=3 (or 0,1,2)   CONFIG=$(CONFIG)   RESULTS=$(RESULTS)"
 	@echo "            SET=\"key=value ...\" for any other setting   PYTHON=$(PYTHON)   VENV=$(VENV)"
