@@ -19,7 +19,7 @@ from pipeline.files import write_atomically
 from pipeline.groups import Column, checked
 from pipeline.predictions import GROUP, Predictions, read, read_groups
 from pipeline.registry import UserError
-from pipeline.report.words import number, verdict_text, yardstick_text
+from pipeline.report.words import listed, number, verdict_text, yardstick_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +132,11 @@ def audit(
     named += [(f"candidate {number}", each) for number, each in enumerate(several, 1)]
     named += [(f"reference trial {number}", each) for number, each in enumerate(reference_trials, 1)]
     predictions = _understood(named, labels)
+    if not 0 <= minimum_errors <= 10_000_000:
+        raise UserError(f"minimum_errors: {minimum_errors} is refused; give a whole number from 0 to 10000000")
     dense, rest = predictions[: len(parents)], predictions[len(parents) :]
+    _refuse_copies([*dense, *rest[len(several) :]], "dense networks")
+    _refuse_copies(rest[: len(several)], "trials")
     first = dense[0]
     classes = bias.class_names(predictions)
     trials = rest[len(several) :]
@@ -152,12 +156,26 @@ def audit(
     )
 
 
+def _refuse_copies(networks: Sequence[Predictions], what: str) -> None:
+    """One network given twice would count as two and make intervals narrow that are not."""
+    for place, one in enumerate(networks):
+        for other in networks[:place]:
+            if not (one.paired and other.paired and np.array_equal(one.predictions, other.predictions)):
+                continue
+            logits = one.logits is not None and other.logits is not None
+            wrong = (one.predictions != one.labels).any() if len(one.labels) == len(one.predictions) else False
+            if np.array_equal(one.logits, other.logits) if logits else wrong:
+                raise UserError(
+                    f"{one.source}: says the same as {other.source} of every example; give each of the {what} once"
+                )
+
+
 def _columns(
     groups: str | Path | Sequence[object] | Mapping[str, Sequence[object]], examples: int
 ) -> dict[str, Column]:
     """The columns that a caller gave; raises UserError where one has another length than the test set."""
     if isinstance(groups, str | Path):
-        return checked({GROUP: read_groups(groups)}, examples, str(groups))
+        return checked(read_groups(groups), examples, str(groups))
     named = groups if isinstance(groups, Mapping) else {GROUP: groups}
     return checked({name: Column.of(np.asarray(words).ravel()) for name, words in named.items()}, examples, "groups")
 
@@ -225,14 +243,14 @@ def measured(result: Audit) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {"note": reason} for name, reason in result.left_out.items()}
     for name, each in result.measures.items():
         ends = {"low": each.interval.low, "high": each.interval.high} if each.interval else {}
-        found[name] = {"value": each.value, **ends}
+        found[name] = {"value": each.value, "note": each.withheld, **ends}
         none = {"note": "there is no floor; give more dense networks with --reference-trials"}
         found[f"{name}_over_floor"] = asdict(each.over_floor) if each.over_floor else none
     for column, of_column in (result.groups or {}).items():
         for name, each in of_column["measures"].items():
             if name not in result.measures:  # it compares the groups
                 low, high = each["interval"] or (None, None)
-                fields = {"value": each["value"], "low": low, "high": high}
+                fields = {"value": each["value"], "low": low, "high": high, "note": each["withheld"]}
                 found.setdefault(name, {"by_column": {}})["by_column"][column] = fields
     return found
 
@@ -255,12 +273,14 @@ INTERVAL = "95 % interval for the value without sampling noise"
 
 def footnote(result: Audit) -> str:
     """What the intervals are for."""
+    units = dict.fromkeys(each.interval.unit for each in result.measures.values() if each.interval)
+    estimands = [ESTIMANDS[unit] for unit in units] or [ESTIMANDS["examples"]]
     words = (
-        f"Intervals are for {ESTIMANDS['both' if len(result.trials) > 1 else 'examples']}. A value that sampling noise "
-        "inflates, such as CEV, SDE or a largest gap, may lie above its interval."
+        f"Intervals are for {listed(estimands, 'or')}. A value that sampling noise inflates, such as CEV or SDE, may "
+        "lie above its interval."
     )
     withheld = any(each.withheld for each in result.measures.values())
-    return words + " Where the reference makes too few errors in some class, they are withheld." * withheld
+    return words + " Where none is known to cover it is withheld; the reason is in the notes." * withheld
 
 
 def counted(many: int, noun: str) -> str:
@@ -302,15 +322,19 @@ def sentence(result: Audit) -> str:
     low = result.cev_interval.low if result.cev_interval is not None else None
     moved = [row for row in worst(result, len(result.per_class)) if row["significant"]]
     if result.cev is None:
-        parts.append("but CEV and SDE do not exist: no class of the reference has errors to compare with.")
-    elif result.cev == 0 and result.sde == 0:
-        parts.append("and every class changed alike.")
+        parts.append("but CEV and SDE do not exist: in no class does the reference make errors of both kinds.")
+    elif result.cev == 0 and result.sde == 0 and not moved:
+        parts.append(
+            "and every class changed alike."
+            if result.classes_used == result.classes
+            else f"and the {result.classes_used} classes that CEV and SDE can use changed alike."
+        )
     elif moved or (low is not None and low > 0):
-        parts.append("and the change is uneven: some classes were hit harder than chance explains.")
+        parts.append("and the change is uneven: some classes changed more than sampling of the test set explains.")
     else:
-        parts.append("and this test set does not show that some classes were hit harder than others.")
+        parts.append("and this test set does not show that some classes changed more than others.")
     if moved:
-        row = moved[0]
+        row = max(moved, key=lambda row: abs(row["fnr"] - row["fnr_reference"]))
         parts.append(
             f"{len(moved)} of {result.classes} classes moved away from the trend; for '{row['class']}' the share "
             f"missed went from {100 * row['fnr_reference']:.0f} % to {100 * row['fnr']:.0f} %."
@@ -322,7 +346,9 @@ def _beside_the_floor(result: Audit) -> list[str]:
     """What the floor says of CEV, and on which class it rests."""
     cev, said = result.measures["cev"], []
     record = cev.over_floor
-    if record is not None and record.verdict:
+    if record is None:
+        said.append("Whether a change of seed does the same was not asked; give more dense networks.")
+    elif record.verdict:
         value = f"{number(record.value)} times ({number(record.low)} to {number(record.high)})"
         what = f"Its CEV is {value} what equally good dense networks show against the same reference"
         words = {
@@ -334,7 +360,8 @@ def _beside_the_floor(result: Audit) -> list[str]:
         said.append(
             f"{what}: {words.get(record.verdict, f'whether that is more cannot be told; these networks {told}')}."
         )
-    elif record is not None:
+        said += [f"Of these, {record.note}."] if record.note.startswith("left out") else []
+    else:
         said.append(f"Its CEV has no verdict: {record.note}.")
     if cev.carried_by:
         name, share = next(iter(cev.carried_by.items()))
@@ -345,7 +372,8 @@ def _beside_the_floor(result: Audit) -> list[str]:
             verb = "has" if len(few) == 1 else "have"
             names = ", ".join(f"'{each}'" for each in few[:5])
             said.append(
-                f"{names} {verb} fewer than {result.minimum_errors} reference errors and moves it by a tenth or more."
+                f"{names} {verb} fewer than {result.minimum_errors} reference errors of a kind; a tenth of it or more "
+                "rests on each."
             )
     return said
 

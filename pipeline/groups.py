@@ -31,6 +31,8 @@ class Column:
             raise UserError(f"groups: {numbers.min()} to {numbers.max()} for {len(names)} names; name each group")
         if len(set(names)) < len(names):
             raise UserError(f"groups: the names {', '.join(names)} are not all different; name each group once")
+        if wrong := [name for name in names if not is_name(name)]:
+            raise UserError(f"groups: {shown(wrong[0])} is no name of a group; give printable text")
         object.__setattr__(self, "numbers", numbers.astype(np.int64))
         object.__setattr__(self, "names", names)
 
@@ -72,7 +74,7 @@ def called(column: str, group: str = "") -> str:
 def checked(columns: Columns, examples: int, source: str) -> dict[str, Column]:
     """The same columns, each of them named and as long as there are examples; raises UserError."""
     for name, column in columns.items():
-        if not isinstance(name, str) or not name or "=" in name or not name.isprintable():
+        if not is_name(name) or "=" in name:
             raise UserError(f"{source}: a column of groups cannot be called {shown(name)}; give text without '='")
         if not isinstance(column, Column):
             raise UserError(f"{source}: column '{name}' is no pipeline.groups.Column; make one with Column.of(words)")
@@ -80,6 +82,11 @@ def checked(columns: Columns, examples: int, source: str) -> dict[str, Column]:
             more = "groups" if name == "group" else f"groups in column '{name}'"
             raise UserError(f"{source}: {len(column)} {more} for {examples} examples; give one per example")
     return dict(columns)
+
+
+def is_name(name: object) -> bool:
+    """Whether a column or a group can be called so: files and tables must be able to hold it."""
+    return isinstance(name, str) and bool(name.strip()) and name.isprintable()
 
 
 def ordered(words: Iterable[str]) -> tuple[str, ...]:

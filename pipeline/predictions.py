@@ -200,18 +200,19 @@ def write(
     write_atomically(folder / CLASSES, names)
 
 
-def read_groups(path: str | Path) -> Column:
-    """A column of groups from ``.npz`` (the array 'groups') or ``.csv`` (the column 'group')."""
+def read_groups(path: str | Path) -> dict[str, Column]:
+    """Columns of groups: the array 'groups' of an ``.npz``, or each of a ``.csv`` that is none of predictions."""
     path = Path(path)
     if path.suffix == ".npz":
         arrays = _arrays(path, str(path))
         if "groups" not in arrays:
             raise UserError(f"{path}: no array 'groups'; it holds {', '.join(sorted(arrays)) or 'nothing'}")
-        return Column.of(np.asarray(arrays["groups"]).ravel())
+        return {GROUP: Column.of(np.asarray(arrays["groups"]).ravel())}
     rows = filled_rows(path, GROUP)
-    if not rows or GROUP not in rows[0]:
+    names = [name for name in (rows[0] if rows else ()) if name not in ("file", *COLUMNS[:2])]
+    if not names:
         raise UserError(f"{path}: no column '{GROUP}' with values; start the file with a header that names it")
-    return Column.of(row[GROUP] for row in rows)
+    return {name: Column.of(row[name] for row in rows) for name in names}
 
 
 def _read(path: Path) -> Predictions | _Words:

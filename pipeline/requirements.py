@@ -235,8 +235,11 @@ def of_study(
     chosen = {
         name: line
         for name, line in lines.items()
-        if (line["pruning"] != "dense" if pattern is None else pattern == name or fnmatchcase(name, pattern))
+        if line["pruning"] != "dense" or (pattern is not None and line["recovery"] != "none")
+        if pattern is None or pattern == name or fnmatchcase(name, pattern)
     }
+    if pattern in lines and pattern not in chosen:
+        raise UserError(f"--cell: '{pattern}' is what the others are held against; name another")
     if not chosen:
         said = "no cell was pruned" if pattern is None else f"{shown(pattern)} is no cell"
         raise UserError(f"--cell: {said}; {nearest(pattern or '', lines)}")

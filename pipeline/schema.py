@@ -346,7 +346,7 @@ class Study:
         Field(
             description="pseudo-count added to each class's errors (0 leaves out classes without reference errors)",
             ge=0,
-            le=1e9,
+            le=1e6,
         ),
     ] = 0.0
     minimum_errors: Annotated[

@@ -69,6 +69,8 @@ def filled_rows(path: Path, header: str, *, known: Sequence[str] | None = None) 
     Raises:
         UserError: no header, a column twice or unknown, a line with an empty place, or no CSV at all.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path}: no regular file; give a .csv")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)

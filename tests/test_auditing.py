@@ -229,7 +229,8 @@ def test_bad_groups_and_outputs(files, tmp_path):
     both = "--reference", files["dense"], "--candidate", files["pruned"]
     for name, text, message in (
         ("a.csv", "group\nx\n", "1 groups for 300 examples"),
-        ("b.csv", "domain\nx\n", "no column 'group'"),
+        ("b.csv", "domain\nx\n", "1 groups in column 'domain' for 300 examples"),
+        ("d.csv", "file\nx\n", "no column 'group'"),
     ):
         with pytest.raises(UserError, match=message):
             run(*both, "--groups", write(tmp_path, name, text))

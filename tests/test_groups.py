@@ -424,7 +424,7 @@ def test_groups_name_predictions_and_no_network(tmp_path):
         ("{kind: {low: [class0, class1], high: [class1]}}", "^data.groups.kind: class 'class1' stands there twice"),
         ("{kind: {low: [class0], high: []}}", "^data.groups.kind.high: empty, so that no example is in it"),
         ("{kind: {all: [class0, class1, class2, class3]}}", "^data.groups.kind: one group has none to be compared"),
-        ("{'a=b': {low: [class0], high: [class1]}}", "^data.groups.a=b: a column cannot have '=' in its name"),
+        ("{'a=b': {low: [class0], high: [class1]}}", "^data.groups.a=b: no name for a column of groups"),
     ],
 )
 def test_bad_groups_of_classes_are_refused_when_read(groups, message):

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from test_stage import Leaf, Sum, context
@@ -313,3 +314,48 @@ def test_a_pool_that_breaks_when_it_is_given_work_is_one_line():
 
 def test_context_has_defaults(store):
     Context(store, store.root).say("to nobody")
+
+
+def test_one_network_given_twice_is_refused(tmp_path):
+    """It would count as two, and the floor's interval would be narrow for nothing."""
+    from pipeline import audit
+
+    labels = np.arange(60) % 3
+    logits = [np.eye(3)[labels] + np.random.default_rng(seed).normal(size=(60, 3)) for seed in range(4)]
+    given = {"labels": labels, "resamples": 100}
+    for more in (
+        {"reference": logits[0], "candidates": logits[1], "reference_trials": [logits[2], logits[2]]},
+        {"reference": logits[0], "candidates": logits[1], "reference_trials": [logits[0]]},
+        {"reference": logits[0], "candidates": [logits[1], logits[1]]},
+        {"reference": [logits[0], logits[0]], "candidates": [logits[1], logits[2]]},
+    ):
+        with pytest.raises(UserError, match="says the same as .* once"):
+            audit(**more, **given)
+    for number in (-1, 10**30):
+        with pytest.raises(UserError, match="minimum_errors"):
+            audit(reference=logits[0], candidates=logits[1], minimum_errors=number, **given)
+
+
+@pytest.mark.parametrize("name", ["²", "٠", "1"])
+def test_only_plain_digits_number_a_class(name):
+    from pipeline.data.split import _class_number
+
+    assert _class_number(name, ("a", "b")) == (1 if name == "1" else None)
+
+
+def test_a_pipe_is_no_csv(tmp_path):
+    import os
+
+    from pipeline.table import filled_rows
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(UserError, match="no regular file"):
+        filled_rows(tmp_path / "pipe.csv", "file,site")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "a\0", "\x1b[2J"])
+def test_names_of_groups_can_be_held_by_tables(name):
+    from pipeline.groups import Column
+
+    with pytest.raises(UserError, match="no name of a group"):
+        Column(np.array([0, 1]), ("a", name))

@@ -102,12 +102,14 @@ def test_groups_are_numbered_in_order(words, names, tmp_path):
         write(tmp_path, "g.csv", "group\n" + "\n".join(words)),
         save(tmp_path, "g.npz", groups=np.array(words)),
     ):
-        found = predictions.read_groups(path)
+        (found,) = predictions.read_groups(path).values()
         assert found.names == names and [names[number] for number in found.numbers] == words
     with pytest.raises(UserError, match="no array 'groups'; it holds labels"):
         predictions.read_groups(save(tmp_path, "none.npz", labels=LABELS))
     with pytest.raises(UserError, match="no column 'group'"):
-        predictions.read_groups(write(tmp_path, "none.csv", "domain\nx\n"))
+        predictions.read_groups(write(tmp_path, "none.csv", "file\nx\n"))
+    several = predictions.read_groups(write(tmp_path, "two.csv", "file,site,age\na,x,1\nb,y,2\n"))
+    assert {name: column.names for name, column in several.items()} == {"site": ("x", "y"), "age": ("1", "2")}
 
 
 def huge(folder):

@@ -236,10 +236,10 @@ def test_an_audit_passes_or_says_what_is_missing(files, tmp_path, capsys):
     assert audited(*files, "--json", tmp_path / "plain.json") == 0
     plain = json.loads((tmp_path / "plain.json").read_text())
     assert "gate" not in plain
-    low, high = plain["measures"]["worst_recall"]["interval"]
-    assert 0 < low < high < 1
+    low, high = plain["measures"]["accuracy"]["interval"]
+    assert 0 < low < high < 1 == plain["measures"]["worst_recall"]["interval"][1]  # noise alone lowers the worst one
     capsys.readouterr()
-    easy, hard, between = (f"worst_recall>={bound!r}" for bound in (low, high + 0.001, (low + high) / 2))
+    easy, hard, between = (f"accuracy>={bound!r}" for bound in (low, high + 0.001, (low + high) / 2))
     assert audited(*files, *requiring(easy)) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith(f"met:         pruned.npz: {easy}: ") or f"pruned.npz: {easy}" in out
@@ -264,7 +264,9 @@ def test_what_an_audit_left_out_cannot_be_told(files, tmp_path, capsys):
     assert [one["outcome"] for one in gate["requirements"]] == ["cannot tell"] * 2
     assert "without interval: " in gate["requirements"][0]["reason"] and "logits" in gate["requirements"][0]["reason"]
     # Every answer is wrong, and so in every resample; that is not to know that no answer can be right.
-    assert gate["requirements"][1]["reason"] == "0 (0 to 0) is no interval: it has no width"
+    assert gate["requirements"][1]["reason"] == (
+        "0 without interval: no resample has another value, which says nothing of an endless test set"
+    )
 
 
 def test_groups_and_the_floor_of_an_audit_are_asked(files, tmp_path, capsys):
@@ -277,9 +279,9 @@ def test_groups_and_the_floor_of_an_audit_are_asked(files, tmp_path, capsys):
     assert audited(*words, *requiring(*required)) == 3
     found = json.loads(capsys.readouterr().out)
     low, high = found["groups"]["group"]["measures"]["worst_group_accuracy"]["interval"]
-    assert 0.1 < low < high < 0.99
+    assert 0.1 < low < high == 1  # noise alone lowers the accuracy of the worst group
     outcomes = [one["outcome"] for one in found["gate"]["requirements"]]
-    assert outcomes[:2] == ["met", "not met"]
+    assert outcomes[:2] == ["met", "cannot tell"]
     assert (
         f"group: {number(found['groups']['group']['measures']['worst_group_accuracy']['value'])} ("
         in (found["gate"]["requirements"][0]["reason"])
@@ -345,10 +347,10 @@ def test_every_pruned_cell_has_to_pass(published, store, capsys):
     "pattern,status,cells",
     [
         ("magnitude 0.8 without recovery", 0, 1),
-        ("* without recovery", 0, 2),
+        ("* without recovery", 0, 1),
         ("* + kd", 3, 2),
-        ("dense*", 0, 2),
-        ("*", 3, 4),
+        ("dense*", 0, 1),
+        ("*", 3, 3),
         ("magnitude 0.[8]*", 3, 2),
     ],
 )

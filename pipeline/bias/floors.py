@@ -106,7 +106,7 @@ def floor(
     smoothing: float = 0.0,
     classes: Sequence[str] | None = None,
 ) -> Floors:
-    """What equally good dense networks show among each other: every measure of every ordered pair of them.
+    """What equally good dense networks show among each other: every measure of single pairs, of every ordered pair.
 
     Args:
         networks: dense networks that differ in nothing but their seed.
@@ -122,7 +122,9 @@ def floor(
     count = len(names)
     networks = in_one_order(networks)
     refuse_one_label(networks[0], count)
-    chosen, dense = wanted_measures(measures, smoothing), DenseNetworks(tuple(networks))
+    # What is one value of several networks together has no floor of pairs.
+    chosen = [each for each in wanted_measures(measures, smoothing) if not each.over_trials]
+    dense = DenseNetworks(tuple(networks))
     sums: dict[tuple[int, int], Sums] = {}
     for i, j in permutations(range(len(networks)), 2):
         sums[i, j] = sums_of(Pair(networks[i], networks[j], count, networks[i].labels, count, dense=dense), chosen)

@@ -31,10 +31,12 @@ from pipeline.registry import UserError
 from pipeline.statistics import holm
 
 METHODS = ("basic", "percentile", "bca", "outer")  # by bootstrap; "corrected" is the one of corrected_interval
+UNITS = ("examples", "seeds", "both")  # what is drawn
 ESTIMANDS = {
     "examples": "these networks on an endless test set",
     "seeds": "the method over seeds, on this test set",
     "both": "the method over seeds, on an endless test set",
+    "candidates": "more candidates of this one reference, on an endless test set",
 }
 FEWEST_ERRORS = 3  # reference errors of either kind that a class needs for an interval of CEV or SDE
 FEWEST_ON_AVERAGE = 9  # harmonic mean of these errors and one
@@ -49,7 +51,7 @@ class Interval:
         low, high: its ends.
         level: nominal coverage.
         method: corrected, basic, percentile, bca or outer, the one in fact used.
-        unit: what would be others in a repetition: examples, seeds or both.
+        unit: what would be others in a repetition: examples, seeds, both, or examples and candidates of one reference.
         resamples: how many resamples it rests on, 0 for the corrected one.
         note: what the reader must know, or an empty string.
     """
@@ -269,8 +271,8 @@ def bootstrap(table: Table, *, resamples: int, seed: int, unit: str = "examples"
         UserError: an unknown unit, or seeds to be drawn from a single trial.
     """
     trials = len(table.pairs)
-    if unit not in ESTIMANDS:
-        raise UserError(f"unit: '{unit}' is not known; one of {', '.join(ESTIMANDS)}")
+    if unit not in UNITS:
+        raise UserError(f"unit: '{unit}' is not known; one of {', '.join(UNITS)}")
     if unit != "examples" and trials < 2:
         raise UserError(
             f"unit: '{unit}' resamples the trials, but there is one; give more candidates or use 'examples'"
@@ -312,7 +314,8 @@ def interval(
     eq. 5.6). ``bca`` moves the quantiles for median bias and skewness (Efron 1987); where every draw lies on one side
     of the estimate its correction does not exist, and the result is the basic interval with a note. ``outer`` takes the
     outer ends of the first two: noise moves a value such as a largest gap to one side, by how much depends on how far
-    the classes truly lie apart, and neither of the two covers for both near and far. It covers more than it promises.
+    the classes truly lie apart, and neither of the two covers for both near and far. Where they do not differ at all,
+    both lie on one side of the truth; an audit therefore takes one end of such intervals alone (``Measure.noise``).
 
     Args:
         estimate: the value on the examples as they are.
@@ -354,7 +357,7 @@ def interval(
         low, high = 2 * estimate - high, 2 * estimate - low
     elif method == "outer":
         low, high = min(low, 2 * estimate - high), max(high, 2 * estimate - low)
-        note = "; ".join(filter(None, [note, "conservative: the outer ends of the basic and the percentile interval"]))
+        note = "; ".join(filter(None, [note, "the outer ends of the basic and the percentile interval"]))
     return Interval(float(low), float(high), level, method, unit, len(draws), note)
 
 

@@ -431,7 +431,7 @@ def _values(pairs, chosen, *, names, floor, resamples, seed, unit, level, method
         withheld = {
             each.name: few if needs[each.name] == "corrected" or each.noise_free else "" for each in table.measures
         }
-        withheld |= {name: f"none is known to cover for {name}" for name, need in needs.items() if not need}
+        withheld |= {name: _unknown(name, name in ("cev", "sde")) for name, need in needs.items() if not need}
         bounds: dict[str, Interval | None] = {}
         draws, left_out = {}, {}
         if corrected := [name for name, need in needs.items() if need == "corrected" and not withheld[name]]:
@@ -467,6 +467,7 @@ def _values(pairs, chosen, *, names, floor, resamples, seed, unit, level, method
                 floor,
                 beside,
                 carried,
+                shared=len({id(pair.reference) for pair in pairs}) == 1,
             )
     return {each.name: found[each.name] for each in chosen}
 
@@ -476,7 +477,12 @@ def _method(measure: Measure, method: str) -> str:
     if method != "best":
         return method
     smoothed = getattr(measure, "smoothing", 0.0) > 0
-    return "basic" if measure.interval == "corrected" and smoothed else measure.interval
+    return "" if measure.interval == "corrected" and smoothed else measure.interval
+
+
+def _unknown(name: str, smoothed: bool) -> str:
+    """Why there is no interval; without a pseudo-count CEV and SDE have one."""
+    return f"none is known to cover for {name}" + " with a pseudo-count" * smoothed
 
 
 def _value(
@@ -489,11 +495,24 @@ def _value(
     floor: Floors | None,
     beside: Yardstick | None,
     carried: dict[str, float],
+    shared: bool,
 ) -> Value:
+    """Args: shared: all trials have one reference, which is then taken as given."""
     if bounds is not None:
         highest = 1.0 if measure.unit == "share" else np.inf
         low, high = (float(np.clip(end, measure.lowest, highest)) for end in (bounds.low, bounds.high))
+        if bounds.method == "outer" and measure.noise:
+            up = measure.noise == "up"
+            low, high = (measure.lowest, high) if up else (low, highest)
+            told = (
+                f"one-sided: noise alone moves it {measure.noise}, so that only the {'upper' if up else 'lower'} end "
+            )
+            bounds = replace(bounds, note="; ".join(filter(None, [bounds.note, f"{told}is told from the data"])))
         bounds = replace(bounds, low=low, high=high)
+        if low == high and bounds.method != "corrected":
+            bounds, withheld = None, "no resample has another value, which says nothing of an endless test set"
+    if bounds is not None and shared and bounds.unit == "both":
+        bounds = replace(bounds, unit="candidates")
     shown = np.nan if withheld and measure.noise_free else value
     if measure.noise_free and bounds is not None and not bounds.low <= value <= bounds.high:
         shown = min(max(value, bounds.low), bounds.high)

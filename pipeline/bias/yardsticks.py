@@ -16,7 +16,7 @@ and the verdicts are right is measured in benchmarks/verdicts.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,8 +45,8 @@ class Yardstick:
             because the measure has no margin or there is no interval.
         detectable: the smallest ratio or difference above none that as many seeds with this spread would call ``above``
             in 80 of 100 studies.
-        seeds_needed: where the verdict is ``cannot tell``: how many seeds would settle it if value and spread stayed
-            what they are; None beyond a thousand.
+        seeds_needed: where the verdict is ``cannot tell``: with how many seeds about half of such studies would settle
+            it, if value and spread stayed what they are; None beyond a thousand, and for a shared floor.
         note: why there is no value or no interval, or an empty string.
     """
 
@@ -179,7 +179,9 @@ def over_shared_floor(
         error = float(np.sqrt(of_candidates + of_floor))
         down = of_candidates**2 / (len(c) - 1) + of_floor**2 / (len(f) - 1)
         freedom = float((of_candidates + of_floor) ** 2 / down) if down > 0 else 1.0
-    return _judged(kind, margin, better, estimate, error, freedom=freedom, seeds=len(c), note=note)
+    # More candidates leave the floor as it is, so that no number of them need settle anything.
+    found = _judged(kind, margin, better, estimate, error, freedom=freedom, seeds=len(c), note=note)
+    return replace(found, seeds_needed=None)
 
 
 def _scaled(values, kind: str) -> np.ndarray:

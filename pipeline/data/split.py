@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from pipeline.groups import Column, Columns, called, checked
+from pipeline.groups import Column, Columns, called, checked, is_name
 from pipeline.registry import WRONG, Mistakes, Reads, UserError, nearest, options, read, shown
 from pipeline.stage import OUTSIDE_KEY
 
@@ -185,10 +185,12 @@ def _read_groups(value: Any, where: str, mistakes: Mistakes) -> ClassGroups:
     before, found = len(mistakes), []
     for column, content in columns.items():
         place, groups = f"{where}.{column}", []
-        if "=" in column:
-            mistakes.add(place, "a column cannot have '=' in its name, which stands between column and group")
+        if "=" in column or not is_name(column):
+            mistakes.add(place, "no name for a column of groups; give printable text without '='")
         content = _mapping(content, place, "group: [class, ...]", mistakes)
         for group, classes in content.items() if content is not WRONG else ():
+            if not is_name(group):
+                mistakes.add(place, f"{shown(group)} is no name of a group; give printable text")
             names = read(tuple[str, ...], classes, f"{place}.{group}", mistakes)
             if names == ():
                 mistakes.add(f"{place}.{group}", "empty, so that no example is in it; name a class, or leave it out")
@@ -318,7 +320,7 @@ def _class_number(name: str, classes: tuple[str, ...]) -> int | None:
     """Of a class by its name, else by its index as text; None where there is none."""
     if name in classes:
         return classes.index(name)
-    return int(name) if name.isdigit() and int(name) < len(classes) else None
+    return int(name) if name.isascii() and name.isdigit() and int(name) < len(classes) else None
 
 
 def _require_all_classes(labels: np.ndarray, classes: tuple[str, ...], part: str, remedy: str) -> None:

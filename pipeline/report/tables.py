@@ -259,6 +259,7 @@ def measure_rows(study: Study) -> list[Row]:
             rows.append(
                 {"pruning": pruning, "sparsity_asked": sparsity, "recovery": recovery, "measure": name}
                 | {"value": value["value"], "low": low, "high": high, "published": value["published"]}
+                | {"withheld": value["withheld"]}
                 | {f"floor_{key}": floor.get(key) for key in ("mean", "low", "high")}
                 | {
                     f"{kind}{part and '_'}{part}": beside[kind].get(name, {}).get(part or "value")
@@ -355,6 +356,7 @@ def _line(study: Study, title: Title) -> dict[str, Any]:
         line[name], spread = mean_and_spread(values)
         if shown.kind in SPREAD:
             line[f"{name}_spread"] = spread
+            line[f"{name}_seeds"] = sum(value is not None for value in values)
         if shown.compares:
             whole = study.whole(title, shown.kind, name)
             line[f"{name}_interval"] = None if whole.get("low") is None else [whole["low"], whole["high"]]
@@ -364,6 +366,8 @@ def _line(study: Study, title: Title) -> dict[str, Any]:
     carried = {name: value["carried_by"] for name, value in audit["measures"].items()} if audit else {}
     line["carried_by"] = {name: shares for name, shares in carried.items() if shares}
     line["scarce"] = audit["scarce"] if audit else {}
+    measures = audit["measures"] if audit else {}
+    line["withheld"] = {name: value["withheld"] for name, value in measures.items() if value["withheld"]}
     return line
 
 
@@ -379,6 +383,7 @@ def main_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[st
         for line in summary["lines"]
     ]
     last = ["floor (dense pairs)", "0", "mean (largest)"]
+    enough = summary["lines"][0]["seeds"] > 2  # two dense networks are one pair, seen from both sides
     for shown in headline:
         floor = floors[shown] = summary["floor"].get(shown.measure)
         columns = {shown.short: lambda line, shown=shown: _value_text(line, shown)}
@@ -396,20 +401,22 @@ def main_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict[st
     seeds = summary["lines"][0]["seeds"]
     spread = "mean ± standard deviation over seeds" if seeds > 1 else "one seed"
     title = f"{summary['study']}: {summary['lines'][0]['network']} on {summary['dataset']}, {counted_seeds(seeds)}"
-    said = "over floor: times what other dense networks show against the same reference; ↑ above it, ↓ below it, "
-    said += "= equivalent, ? cannot tell"
+    said = "over floor: beside other dense networks against the same reference (ratio, or difference of what is none); "
+    said += "↑ above, ↓ below, = equivalent, ? cannot tell"
     judged = any(line["over_floor"] for line in summary["lines"])
     return {
         "title": f"{title}, {spread}",
         "caption": "\n".join([*([said] if judged else []), *summary["notes"]]),
         "header": header,
-        "rows": [*rows, *([last] if any(floors.values()) else [])],
+        "rows": [*rows, *([last] if enough and any(floors.values()) else [])],
         "page_only": page_only,
     }
 
 
 def _value_text(line: Mapping[str, Any], shown: Shown) -> str:
-    return plus_minus(line[shown.measure], line.get(f"{shown.measure}_spread"), shown.digits)
+    known, seeds = line.get(f"{shown.measure}_seeds"), line["seeds"]
+    some = f" ({known} of {seeds} seeds)" if known and known < seeds else ""
+    return plus_minus(line[shown.measure], line.get(f"{shown.measure}_spread"), shown.digits) + some
 
 
 def _brief(line: Mapping[str, Any], shown: Shown, yardstick: str) -> str:
@@ -434,7 +441,7 @@ def verdict_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict
                 unsure = record.get("verdict") == "cannot tell"
                 cells += [
                     yardstick_text(record),
-                    verdict_text(record) or record.get("note") or NOTHING,
+                    "; ".join(filter(None, [verdict_text(record), record.get("note")])) or NOTHING,
                     number(record.get("detectable")) if unsure else NOTHING,
                     settled_by(record) if unsure else NOTHING,
                 ]
@@ -445,7 +452,7 @@ def verdict_table(summary: Mapping[str, Any], headline: Sequence[Shown]) -> dict
 def _corrected_text(line: Mapping[str, Any], shown: Shown) -> str:
     corrected, ends = line[f"{shown.measure}_corrected"], line[f"{shown.measure}_interval"]
     if corrected is None and not ends:
-        return ""
+        return "withheld" if shown.measure in line["withheld"] else ""
     return number(corrected) + (f" ({span(*ends)})" if ends else "")
 
 
@@ -479,6 +486,8 @@ def full_list(study: Study, title: Title) -> list[dict[str, str]]:
             # Without a row for all networks together, the interval of the only one that was measured.
             whole = study.whole(title, shown.kind, shown.measure, layer) or (seeds[0] if len(seeds) == 1 else {})
             floor = study.floors.get((shown.measure, layer))
+            audited = study.audits.get(title, {"measures": {}})["measures"].get(shown.measure, {})
+            withheld = "withheld" if audited.get("withheld") else ""
             beside = study.yardsticks.get(title, dict.fromkeys(YARDSTICKS, {})) if shown.kind == "bias" else {}
             found.append(
                 {
@@ -486,7 +495,7 @@ def full_list(study: Study, title: Title) -> list[dict[str, str]]:
                     "value": plus_minus(
                         whole.get("value", mean), spread if shown.kind in SPREAD else None, shown.digits
                     ),
-                    "interval": span(whole.get("low"), whole.get("high")) or NOTHING,
+                    "interval": span(whole.get("low"), whole.get("high")) or withheld or NOTHING,
                     "unit": shown.unit,
                     "better": shown.better,
                     "floor": _floor_text(floor, shown),

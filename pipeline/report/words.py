@@ -100,13 +100,14 @@ def carried_text(line: Mapping[str, Any], measure: str, *, always: bool = False)
         (name, share) for name, share in shares.items() if name in scarce and share >= 0.1 and (name, share) not in told
     ]
     return ", ".join(
-        f"{share:.0%} by class '{name}'" + (f", which has {_errors(scarce[name])}" if name in scarce else "")
+        f"{share:.0%} by class '{name}'" + (f", {_errors(scarce[name])}" if name in scarce else "")
         for name, share in told
     )
 
 
 def _errors(count: int) -> str:
-    return f"{count} error{'s' * (count != 1)}"
+    """Of a class with too few of them: the fewest over seeds and kinds."""
+    return f"in which some dense network makes {count or 'no'} error{'s' * (count != 1)} of a kind"
 
 
 def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str]:
@@ -119,8 +120,8 @@ def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str
         many = "With one seed" if seeds == 1 else "With two seeds"
         said.append(
             f"{many} there is no floor: equally good dense networks also differ, so no "
-            f"{listed([shown.short for shown in comparing], 'or')} here can be read. Run at least three seeds, better "
-            "five."
+            f"{listed([shown.short for shown in comparing], 'or')} here can be held against a change of seed. Run at "
+            "least three seeds, better five."
         )
     judged = [shown for shown in comparing if any(line["over_floor"].get(shown.measure) for line in lines)]
     for shown in judged if seeds > 2 else ():
@@ -129,6 +130,7 @@ def sentences(summary: Mapping[str, Any], headline: Sequence[Shown]) -> list[str
     for shown in comparing:
         said += _verdicts(shown, "over_control", "the control (the same recovery without pruning)", lines)
     said += _how_sure(judged, lines, seeds)
+    said += _withheld(comparing, lines)
     said += _carried(summary, comparing, lines)
     used = [line["classes_used"] for line in lines if line["classes_used"] is not None]
     if used and min(used) < summary["classes"]:
@@ -144,9 +146,11 @@ def _floor_of(shown: Shown, floor: Mapping | None, seeds: int) -> list[str]:
     name = shown.short
     if not floor:
         return [f"{name}: no pair of dense networks has a value, so there is no floor and no {name} here can be read."]
+    every = seeds * (seeds - 1)
+    of = f"{every} " if floor["pairs"] == every else f"{floor['pairs']} of {every} "
     return [
         f"{name}: dense networks that differ only in their seed already show {number(floor['mean'])} against each other"
-        f" ({span(floor['low'], floor['high'])}, {floor['pairs']} ordered pairs of {seeds} networks): this is the "
+        f" ({span(floor['low'], floor['high'])}, {of}ordered pairs of {seeds} networks): this is the "
         "floor."
     ]
 
@@ -175,7 +179,8 @@ def _verdicts(shown: Shown, yardstick: str, name: str, lines: Sequence[Mapping])
     for verdict, found in cells.items():
         told = []
         untrained = [line for line in found if line["recovery"] == "none"]
-        if len(untrained) > 2:  # what was pruned and not recovered is far off everywhere: one entry for all
+        # What was pruned and not recovered is far above everywhere: one entry for all of it.
+        if verdict == "above" and len(untrained) > 2 and len(untrained) == sum(x["recovery"] == "none" for x in lines):
             ends = sorted(line[yardstick][shown.measure]["value"] for line in untrained)
             span_of = f"{number(ends[0])} to {_times(ends[-1], shown)}"
             told.append(f"the {len(untrained)} pruned and not recovered, {span_of}")
@@ -196,7 +201,7 @@ def _times(value: float, shown: Shown) -> str:
 def _told(line: Mapping[str, Any], shown: Shown, yardstick: str) -> str:
     """A cell with its value beside a yardstick and with what makes that readable."""
     record = line[yardstick][shown.measure]
-    told = [name_of(line), f"{_times(record['value'], shown)} ({span(record['low'], record['high'])})"]
+    told = [name_of(line), f"{_times(record['value'], shown)} ({span(record['low'], record['high'])})", record["note"]]
     if record["no_worse"] and record["verdict"] in ("above", "cannot tell"):
         told.append("no worse")
     if yardstick == "over_floor":
@@ -209,12 +214,14 @@ def _could_have(shown: Shown, records: Sequence[Mapping[str, Any]]) -> str:
     shown_by = sorted(record["detectable"] for record in records)
     needed = sorted(record["seeds_needed"] or math.inf for record in records)
     least, most = ("more than 1,000" if math.isinf(end) else number(end) for end in (needed[0], needed[-1]))
-    seeds = records[0]["seeds"]
+    several = sorted({record["seeds"] for record in records})
+    seeds = listed([str(many) for many in several], "or")
     could = _times(shown_by[-1], shown)
     if len(records) > 1:
         could = f"{number(shown_by[0])} to {could}"
     settle = f"{least} to {most}" if least != most else least
-    return f"With their spread {seeds} seeds could have shown {could}, and about {settle} would settle it."
+    could = f"With their spread {seeds} seeds could have shown {could}"
+    return f"{could}, and about {settle} would settle half of such studies."
 
 
 def _how_sure(judged: Sequence[Shown], lines: Sequence[Mapping], seeds: int) -> list[str]:
@@ -248,6 +255,21 @@ def _how_sure(judged: Sequence[Shown], lines: Sequence[Mapping], seeds: int) -> 
         f"Each of these {many} verdicts is at 95 % for itself, not corrected for their number: without any effect "
         f"about {number(0.025 * many)} would be above and as many below by chance."
     )
+    return said
+
+
+def _withheld(comparing: Sequence[Shown], lines: Sequence[Mapping]) -> list[str]:
+    """Why values without sampling noise are missing, once for each reason."""
+    reasons: dict[str, dict[str, list[str]]] = {}
+    for shown in comparing:
+        for line in lines:
+            if why := line["withheld"].get(shown.measure):
+                reasons.setdefault(why, {}).setdefault(name_of(line), []).append(shown.short)
+    said = []
+    for why, cells in reasons.items():
+        measures = list(dict.fromkeys(name for names in cells.values() for name in names))
+        where = "everywhere" if len(cells) == len(lines) else f"for {listed(list(cells))}"
+        said.append(f"{listed(measures)} without sampling noise, and their intervals, are withheld {where}: {why}.")
     return said
 
 

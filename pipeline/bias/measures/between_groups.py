@@ -222,6 +222,7 @@ class WorstGroupAccuracy(_BetweenGroups):
     source = "Sagawa et al. 2020"
     equation = "min_g accuracy'_g"
     better = "higher"
+    noise = "down"
     simultaneous = False
 
     def of(self, rates: _Rates) -> np.ndarray:
@@ -234,4 +235,5 @@ class WorstGroupAccuracyChange(_ChangeBetweenGroups, WorstGroupAccuracy):
     """Worst-group accuracy of the candidate minus that of the reference; the group may be another one."""
 
     title = "Change of worst-group accuracy"
+    noise = ""  # of both networks
     equation = "min_g accuracy'_g - min_g accuracy_g"

@@ -39,6 +39,7 @@ class CalibrationError(Measure):
     better = "lower"
     compares = False
     interval = "outer"
+    noise = "up"
     needs_logits = True
     bins: int = 15
 
@@ -65,6 +66,7 @@ class CalibrationErrorChange(CalibrationError):
     compares = True
     margin = 0.01
     interval = "outer"
+    noise = ""  # of both networks
 
     def value(self, sums: Sums) -> np.ndarray:
         return super().value(sums) - np.abs(sums[f"calibration_reference_{self.bins}"] / sums["examples"]).sum(-1)

@@ -160,6 +160,8 @@ class Measure:
             whose spread grows with its size.
         margin: the ratio m (from 1/m to m) or the difference (from -m to m) up to which a change counts as none, see
             ``pipeline.bias.yardsticks``; None where none is stated, and then nothing is called equivalent.
+        noise: ``"up"`` or ``"down"`` for an extreme that sampling noise moves to one side even where classes do not
+            differ at all: its interval has one end that is told from the data, the other is the bound of the measure.
         corrected: name of the measure that estimates it without sampling noise, or an empty string.
         digits: decimals in tables, None for three significant digits.
         complement: what 1 - value, in percent, is called where the logarithmic axis of a figure needs it.
@@ -183,6 +185,7 @@ class Measure:
     compares: ClassVar[bool] = True
     comparison: ClassVar[str] = "difference"
     margin: ClassVar[float | None] = None
+    noise: ClassVar[str] = ""
     corrected: ClassVar[str] = ""
     digits: ClassVar[int | None] = None
     complement: ClassVar[str] = ""

@@ -48,6 +48,7 @@ class MaxExcessAccuracyGap(_OfRecalls):
     better = "lower"
     margin = 0.01
     interval = "outer"
+    noise = "up"
 
     def value(self, sums: Sums) -> np.ndarray:
         before, whole_before, some = _recalls(sums, "reference")
@@ -67,6 +68,7 @@ class WorstRecall(_OfRecalls):
     better = "higher"
     compares = False
     interval = "outer"
+    noise = "down"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -85,6 +87,7 @@ class RecallRange(_OfRecalls):
     better = "lower"
     compares = False
     interval = "outer"
+    noise = "up"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
@@ -103,6 +106,7 @@ class RecallVariance(_OfRecalls):
     better = "lower"
     compares = False
     interval = "outer"
+    noise = "up"
 
     def value(self, sums: Sums) -> np.ndarray:
         recall, _, some = _recalls(sums, "candidate")
