@@ -87,11 +87,15 @@ class CombinedErrorVariance(Measure):
     def counts(self, pair: Pair) -> Counts:
         return _errors(pair)
 
+    def changes(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        """d [..., 2, C] in percent and which classes have it [..., C]."""
+        return _changes(sums, self.smoothing)
+
     def value(self, sums: Sums) -> np.ndarray:
-        return cev_of(*_changes(sums, self.smoothing))
+        return cev_of(*self.changes(sums))
 
     def by_class(self, sums: Sums) -> np.ndarray:
-        return cev_by_class(*_changes(sums, self.smoothing))
+        return cev_by_class(*self.changes(sums))
 
 
 @MEASURES.register("sde")
@@ -115,11 +119,15 @@ class SymmetricDistanceError(Measure):
     def counts(self, pair: Pair) -> Counts:
         return _errors(pair)
 
+    def changes(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        """d [..., 2, C] in percent and which classes have it [..., C]."""
+        return _changes(sums, self.smoothing)
+
     def value(self, sums: Sums) -> np.ndarray:
-        return sde_of(*_changes(sums, self.smoothing))
+        return sde_of(*self.changes(sums))
 
     def by_class(self, sums: Sums) -> np.ndarray:
-        return sde_by_class(*_changes(sums, self.smoothing))
+        return sde_by_class(*self.changes(sums))
 
 
 @once
@@ -152,9 +160,24 @@ def _common_changes(sums: Sums, smoothing: float) -> tuple[np.ndarray, np.ndarra
     return changes_of(dense, dense + (after - before))
 
 
+class _OverMeanRates:
+    """What CEV and SDE over the dense networks' mean rates have otherwise than CEV and SDE."""
+
+    source = "derived here"
+    headline = 0
+    corrected = ""
+    interval = ""  # a bootstrap adds the noise a second time; what takes it away is made for CEV and SDE alone
+
+    def counts(self, pair: Pair) -> Counts:
+        return _errors_beside_dense(pair)
+
+    def changes(self, sums: Sums) -> tuple[np.ndarray, np.ndarray]:
+        return _common_changes(sums, self.smoothing)
+
+
 @MEASURES.register("cev_common")
 @dataclass(frozen=True)
-class CommonCombinedErrorVariance(Measure):
+class CommonCombinedErrorVariance(_OverMeanRates, CombinedErrorVariance):
     """CEV whose changes are relative to the mean rates of all dense networks, and not to those of one.
 
     One network may make one error in a class where the others make five; a change there is then five times as large
@@ -163,48 +186,18 @@ class CommonCombinedErrorVariance(Measure):
     """
 
     title = "CEV over the dense networks' mean rates"
-    source = "derived here"
     equation = "as CEV,  d_c = (rate'_c - rate_c) / mean over dense networks of rate_c"
-    unit = "squared percent"
-    better = "lower"
-    comparison = "ratio"
-    margin = 1.5
-    interval = ""  # a bootstrap adds the noise a second time; what takes it away is made for CEV and SDE alone
-    smoothing: float = 0.0
-
-    def counts(self, pair: Pair) -> Counts:
-        return _errors_beside_dense(pair)
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return cev_of(*_common_changes(sums, self.smoothing))
-
-    def by_class(self, sums: Sums) -> np.ndarray:
-        return cev_by_class(*_common_changes(sums, self.smoothing))
+    short = "cev_common"
 
 
 @MEASURES.register("sde_common")
 @dataclass(frozen=True)
-class CommonSymmetricDistanceError(Measure):
+class CommonSymmetricDistanceError(_OverMeanRates, SymmetricDistanceError):
     """SDE whose changes are relative to the mean rates of all dense networks, see ``cev_common``."""
 
     title = "SDE over the dense networks' mean rates"
-    source = "derived here"
     equation = "as SDE,  d_c = (rate'_c - rate_c) / mean over dense networks of rate_c"
-    unit = "percent"
-    better = "lower"
-    comparison = "ratio"
-    margin = 1.5**0.5
-    interval = ""  # a bootstrap adds the noise a second time; what takes it away is made for CEV and SDE alone
-    smoothing: float = 0.0
-
-    def counts(self, pair: Pair) -> Counts:
-        return _errors_beside_dense(pair)
-
-    def value(self, sums: Sums) -> np.ndarray:
-        return sde_of(*_common_changes(sums, self.smoothing))
-
-    def by_class(self, sums: Sums) -> np.ndarray:
-        return sde_by_class(*_common_changes(sums, self.smoothing))
+    short = "sde_common"
 
 
 class Corrected:
