@@ -324,6 +324,7 @@ def test_estimands_are_said():
     assert apart["cev"].interval.estimand == "the method over seeds, on an endless test set"
     assert said["pie"]["interval_estimand"] == "these networks on an endless test set"
     assert "conservative: the spread over seeds" in said["accuracy"]["interval_note"]
+    assert not any("conservative" in said[name]["interval_note"] for name in ("worst_recall", "intensification"))
     assert not said["pie"]["interval_note"]
     alone = bias.audit(references=DENSE, candidates=PRUNED[0], resamples=100).measures
     told = {each.interval.estimand for each in alone.values() if each.interval}

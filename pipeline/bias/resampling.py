@@ -337,7 +337,7 @@ def interval(
         return None
     missing = len(draws) - len(exists)
     note = f"{missing} of {len(draws)} resamples have no value and are left out" if missing else ""
-    if unit == "both":
+    if unit == "both" and method != "outer":  # those of extremes were seen to miss where nothing differs
         more = "conservative: the spread over seeds holds some of the examples' noise, which is added as well"
         note = "; ".join(filter(None, [note, more]))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
